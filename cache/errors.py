@@ -2,7 +2,8 @@
 
 CacheError
  |- InvalidLocation        the location cannot be a store (ValueError too)
- |- UnsupportedJax         JAX's internals look unfamiliar; stock behaviour stays
+ |- UnsupportedJax         JAX's internals look unfamiliar; stock behavior stays
+ |- CacheRequired          strict mode: what would be a warning ends the program
  |- EntryError             bytes that are not the entry they should be
  |   |- NotAnEntry         no header, another version, or truncated
  |   |- WrongKey           a sound entry, but of another key
@@ -29,7 +30,7 @@ class InvalidLocation(CacheError, ValueError):
 
 
 class UnsupportedJax(CacheError):
-    """JAX's internals do not look as expected; the caller keeps stock behaviour."""
+    """JAX's internals do not look as expected; the caller keeps stock behavior."""
 
 
 class EntryError(CacheError):
@@ -70,3 +71,7 @@ class TransientError(StoreError):
 
 class DeadlineExceeded(TransientError):
     """Retries went on until their deadline; `__cause__` is the last failure."""
+
+
+class CacheRequired(CacheError):
+    """Strict mode: the cache could not do its part, and the caller asked to know."""

@@ -7,7 +7,7 @@ the generation that the caller saw, so it never removes a successor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -100,17 +100,24 @@ def normalize_location(location: str) -> str:
     return f"gs://{bucket}/{prefix}" if prefix else f"gs://{bucket}"
 
 
-def open_store(location: str, *, max_size_bytes: int | None = None) -> Store:
+def open_store(
+    location: str,
+    *,
+    max_size_bytes: int | None = None,
+    deadline_s: float = 30.0,
+    on_retry: Callable[[], None] = lambda: None,
+) -> Store:
     """The store at a location; does not touch the directory or the network yet.
 
     `max_size_bytes` bounds a directory by evicting what was used longest ago; buckets have
-    lifecycle rules instead. Raises `InvalidLocation`.
+    lifecycle rules instead. `deadline_s` bounds each operation on a bucket, its retries
+    included; `on_retry` is called before each of them. Raises `InvalidLocation`.
     """
     url = normalize_location(location)
     if url.startswith("gs://"):
         from hotstart.cache.gcs import GcsStore  # gcsfs costs 0.4 s or more to import
 
-        return GcsStore(url)
+        return GcsStore(url, deadline_s=deadline_s, on_retry=on_retry)
     from hotstart.cache.directory import DirectoryStore
 
     return DirectoryStore(url, max_size_bytes=max_size_bytes)

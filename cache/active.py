@@ -1,0 +1,156 @@
+"""The one cache that is enabled in this process, and its life: enable, flush, disable."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from hotstart.cache.config import CacheConfig, hotstart_home
+from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
+from hotstart.cache.jaxlink import JaxLink
+from hotstart.cache.shared import SharedCache, Tiers
+from hotstart.cache.counters import CacheStats, Counters
+from hotstart.cache.store import Store, normalize_location, open_store
+
+logger = logging.getLogger(__name__)
+
+_NODE_DIR_SIZE_BYTES = 20 << 30
+
+
+@dataclass(frozen=True)
+class _Active:
+    config: CacheConfig
+    cache: SharedCache
+    counters: Counters
+    link: JaxLink
+
+
+_active: _Active | None = None
+_lock = threading.RLock()
+_exit_hooked = False
+
+
+def default_location() -> str:
+    """Where entries go when nobody says: JAX's own setting, else hotstart's home."""
+    import jax
+
+    return (
+        jax.config.jax_compilation_cache_dir
+        or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        or str(hotstart_home() / "cache")
+    )
+
+
+def default_node_dir(location: str) -> str | None:
+    """The node directory of a location: one a bucket prefix, none for a directory."""
+    if not location.startswith("gs://"):
+        return None
+    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+    return str(hotstart_home() / "node" / digest)
+
+
+def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) -> None:
+    """See `hotstart.cache.enable`; `on_change` is called after each change of a counter."""
+    global _active
+    config = replace(config, location=normalize_location(config.location))
+    with _lock:
+        if _active is not None:
+            if _active.config != config:
+                logger.warning(
+                    "the cache stays at %s; hotstart.cache.enable(%s) has no effect before "
+                    "hotstart.cache.disable()",
+                    _active.config.location,
+                    config.location,
+                )
+            return
+        counters = Counters(on_change)
+        tiers = _open_tiers(config, counters)
+        if config.strict:
+            _require_readable(tiers.store)
+        cache = SharedCache(
+            tiers, counters, writable=config.mode == "read-write", strict=config.strict
+        )
+        link = JaxLink(cache, counters, config.min_compile_time_s, raise_errors=config.strict)
+        try:
+            link.install()
+        except UnsupportedJax as error:
+            logger.warning("%s", error)
+            return
+        _active = _Active(config, cache, counters, link)
+        _flush_at_exit()
+
+
+def disable() -> None:
+    """See `hotstart.cache.disable`."""
+    global _active
+    with _lock:
+        if _active is None:
+            return
+        flush(None)
+        _active.link.uninstall()
+        _active = None
+
+
+def flush(timeout_s: float | None) -> bool:
+    """See `hotstart.cache.flush`."""
+    active = _active
+    if active is None:
+        return True
+    return active.cache.flush(active.config.flush_timeout_s if timeout_s is None else timeout_s)
+
+
+def stats() -> CacheStats:
+    """See `hotstart.cache.stats`."""
+    active = _active
+    return CacheStats() if active is None else active.counters.snapshot()
+
+
+def _open_tiers(config: CacheConfig, counters: Counters) -> Tiers:
+    store = open_store(
+        config.location,
+        max_size_bytes=config.max_size_bytes,
+        deadline_s=config.deadline_s,
+        on_retry=lambda: counters.add(retries=1),
+    )
+    node_dir = config.node_dir or default_node_dir(config.location)
+    if node_dir is None:
+        return Tiers(store)
+    size = config.max_size_bytes or _NODE_DIR_SIZE_BYTES
+    return Tiers(store, open_store(node_dir, max_size_bytes=size))
+
+
+def _require_readable(store: Store) -> None:
+    try:
+        store.get("entries/reachable")
+    except StoreError as error:
+        raise CacheRequired(f"the cache is required and cannot be read: {error}") from error
+
+
+def _flush_at_exit() -> None:
+    """Flush when the interpreter ends and, where the program has no handler, on SIGTERM."""
+    global _exit_hooked
+    if _exit_hooked:
+        return
+    _exit_hooked = True
+    # Before `concurrent.futures` shuts its executors, which name resolution needs; atexit
+    # callbacks run after that.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(lambda: flush(None))
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _flush_and_end)
+
+
+def _flush_and_end(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):
+        flush(None)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

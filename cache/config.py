@@ -1,0 +1,41 @@
+"""What a cache is set to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Mode = Literal["read-write", "read-only"]
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Settings of one process's cache.
+
+    location: a directory or `gs://bucket/prefix`.
+    mode: `read-only` never writes to the location (the node directory is still filled).
+    strict: cache trouble raises `CacheRequired` where it would be one warning.
+    min_compile_time_s: programs that compile faster than this are not stored.
+    node_dir: a directory of this host in front of the location; None takes the default for a
+        bucket and none for a directory.
+    max_size_bytes: bound of the node directory and of a directory location; None is no bound
+        for a location and 20 GiB for the node directory.
+    deadline_s: bound of one store operation, its retries included.
+    flush_timeout_s: bound of a flush at exit.
+    """
+
+    location: str
+    mode: Mode = "read-write"
+    strict: bool = False
+    min_compile_time_s: float = 0.0
+    node_dir: str | None = None
+    max_size_bytes: int | None = None
+    deadline_s: float = 30.0
+    flush_timeout_s: float = 60.0
+
+
+def hotstart_home() -> Path:
+    """Where hotstart keeps what has no other place: `$HOTSTART_HOME`, else `~/.hotstart`."""
+    return Path(os.environ.get("HOTSTART_HOME") or "~/.hotstart").expanduser().absolute()

@@ -1,0 +1,107 @@
+"""The wire format of an entry.
+
+    offset  size
+         0     8  magic, b"hotstart"
+         8     2  format version, 1
+        10     4  header size H
+        14     8  payload size P
+        22     H  header, a JSON object in UTF-8: {"key": ..., "meta": {...}}
+      22+H    32  SHA-256 of everything before it, then of the payload
+      54+H     P  payload: the bytes that JAX gave to the cache
+
+All integers are big-endian. The digest covers the key, so a sound entry that was copied or
+renamed to another key does not verify, and the sizes, so a truncated or padded one does not
+either. Stock JAX checks none of this and loads another program's entry as a hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from dataclasses import asdict, dataclass, fields
+
+from hotstart.cache.errors import DigestMismatch, NotAnEntry, WrongKey
+
+MAGIC = b"hotstart"
+VERSION = 1
+_PREFIX = struct.Struct(">8sHIQ")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class EntryMeta:
+    """Where an entry comes from. Kept for people and reports; nothing is decided by it."""
+
+    compile_s: float = 0.0
+    jax: str = ""
+    jaxlib: str = ""
+    platform: str = ""
+    writer: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A verified entry."""
+
+    key: str
+    payload: bytes
+    meta: EntryMeta
+
+
+def entry_name(key: str) -> str:
+    """The object name of a key: `entries/<hash>-<module>`.
+
+    The hash comes first because buckets shard by name; it is the key's own, so a name can be
+    found from a JAX log line. Keys of another form are hashed whole.
+    """
+    match = _JAX_KEY.fullmatch(key)
+    module, digest = match.group("module", "digest") if match else ("", _hex(key))
+    readable = re.sub(r"[^A-Za-z0-9_.]", "_", module)[:100]
+    return f"entries/{digest}-{readable}" if readable else f"entries/{digest}"
+
+
+def encode(key: str, payload: bytes, meta: EntryMeta) -> bytes:
+    """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
+    header = json.dumps({"key": key, "meta": asdict(meta)}, separators=(",", ":")).encode()
+    head = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header
+    return b"".join((head, _digest(head, payload), payload))
+
+
+def decode(key: str, data: bytes) -> Entry:
+    """Verify `data` as the entry of `key`.
+
+    Raises `NotAnEntry`, `WrongKey` or `DigestMismatch`; never anything else, whatever the bytes.
+    """
+    if len(data) < _PREFIX.size:
+        raise NotAnEntry(f"entry of {key}: {len(data)} bytes are too few for a header")
+    magic, version, header_size, payload_size = _PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise NotAnEntry(f"entry of {key}: not written by hotstart")
+    if version != VERSION:
+        raise NotAnEntry(f"entry of {key}: format version {version}, this hotstart reads {VERSION}")
+    head_size = _PREFIX.size + header_size
+    if len(data) != head_size + _DIGEST_BYTES + payload_size:
+        raise NotAnEntry(f"entry of {key}: {len(data)} bytes, truncated or padded")
+    view = memoryview(data)
+    payload = view[head_size + _DIGEST_BYTES :]
+    if _digest(view[:head_size], payload) != view[head_size : head_size + _DIGEST_BYTES]:
+        raise DigestMismatch(f"entry of {key}: the bytes differ from their digest")
+    header = json.loads(bytes(view[_PREFIX.size : head_size]))
+    if header["key"] != key:
+        raise WrongKey(f"entry of {key}: holds the entry of {header['key']}")
+    known = {f.name for f in fields(EntryMeta)}
+    meta = EntryMeta(**{k: v for k, v in header["meta"].items() if k in known})
+    return Entry(key, bytes(payload), meta)
+
+
+def _digest(head: bytes | memoryview, payload: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(head)
+    digest.update(payload)
+    return digest.digest()
+
+
+def _hex(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""The background writer: `put` hands an entry over and goes on.
+
+The queue holds what JAX gave us, and the work (encode, hash, node directory, one create in the
+store) happens on threads of its own. Nothing is ever dropped and memory is bounded: an entry
+that does not fit the budget is written on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hotstart.cache.entry import EntryMeta
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An entry that JAX has given and that is not yet in the store."""
+
+    key: str
+    payload: bytes
+    meta: EntryMeta
+
+
+class Uploads:
+    """Writes pending entries through `write` on `threads` daemon threads.
+
+    `write` is called once for each submitted entry and must not raise; it blocks.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Pending], None],
+        *,
+        threads: int = 4,
+        budget_bytes: int = 1 << 30,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write = write
+        self._threads = threads
+        self._budget_bytes = budget_bytes
+        self._clock = clock
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._queue: deque[Pending] = deque()
+        self._open: dict[str, Pending] = {}
+        self._open_bytes = 0
+        self._workers: list[threading.Thread] = []
+
+    def submit(self, pending: Pending) -> None:
+        """Queue an entry; returns at once unless the budget is full."""
+        with self._changed:
+            fits = self._open_bytes + len(pending.payload) <= self._budget_bytes
+            if fits:
+                self._open[pending.key] = pending
+                self._open_bytes += len(pending.payload)
+                self._queue.append(pending)
+                self._changed.notify_all()
+                if len(self._workers) < min(self._threads, len(self._open)):
+                    thread = threading.Thread(
+                        target=self._run, name="hotstart-upload", daemon=True
+                    )
+                    self._workers.append(thread)
+                    thread.start()
+        if not fits:
+            self._write(pending)
+
+    def find(self, key: str) -> Pending | None:
+        """The entry of `key` if it is still on its way."""
+        with self._changed:
+            return self._open.get(key)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Block until everything submitted so far is written; False at the timeout.
+
+        In a forked child there is nothing to wait for: the threads live in the parent.
+        """
+        if os.getpid() != self._pid:
+            return True
+        deadline = self._clock() + timeout_s
+        with self._changed:
+            while self._open:
+                left = deadline - self._clock()
+                if left <= 0:
+                    logger.warning(
+                        "%d entries were not uploaded within %.1f s: %s",
+                        len(self._open), timeout_s, ", ".join(sorted(self._open)[:5]),
+                    )  # fmt: skip
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+                pending = self._queue.popleft()
+            try:
+                self._write(pending)
+            except Exception:
+                logger.exception("writing the entry of %s failed", pending.key)
+            finally:
+                with self._changed:
+                    if self._open.get(pending.key) is pending:
+                        del self._open[pending.key]
+                    self._open_bytes -= len(pending.payload)
+                    self._changed.notify_all()

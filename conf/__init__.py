@@ -1,0 +1,1 @@
+"""The job file: its schema, presets and loader."""

@@ -1,0 +1,100 @@
+"""What a job file may say: the keys, their types, defaults and bounds.
+
+Plain frozen dataclasses, which OmegaConf takes as structured configs. The bounds stand in the
+fields' metadata: `choices`, `at_least` (the bound is allowed) and `above` (it is not); `computed` marks a key that null
+gives its default back though it is never None.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)")
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size like `50GiB`, `1.5 TB` or `1048576`; raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"not a size: {text!r}")
+    return int(Decimal(match[1]) * unit)
+
+
+@dataclass(frozen=True)
+class CacheSection:
+    """The shared compilation cache.
+
+    `node_dir` is the directory in front of the store on each host, `max_size` bounds a
+    directory store, `deadline_s` is for the retries of one store operation.
+    """
+
+    location: str | None = None
+    mode: str = field(
+        default="read-write", metadata={"choices": ("read-write", "read-only", "off")}
+    )
+    strict: bool = False
+    min_compile_time_s: float = field(default=0.0, metadata={"at_least": 0})
+    node_dir: str | None = None
+    max_size: str | None = None
+    flush_timeout_s: float = field(default=60.0, metadata={"at_least": 0})
+    deadline_s: float = field(default=30.0, metadata={"above": 0})
+
+    @property
+    def max_size_bytes(self) -> int | None:
+        """`max_size` in bytes, or None for no bound."""
+        return None if self.max_size is None else parse_size(self.max_size)
+
+
+@dataclass(frozen=True)
+class RestartSection:
+    """How often an attempt may follow a failed one, and a preempted one."""
+
+    failures: int = field(default=3, metadata={"at_least": 0})
+    preemptions: int = field(default=100, metadata={"at_least": 0})
+    backoff_s: float = field(default=1.0, metadata={"at_least": 0})
+
+
+@dataclass(frozen=True)
+class TimeoutSection:
+    """How long to wait for capacity, for all processes to join, and for a worker to stop."""
+
+    placement_s: float = field(default=300.0, metadata={"above": 0})
+    distributed_s: float = field(default=300.0, metadata={"above": 0})
+    stop_s: float = field(default=3.0, metadata={"at_least": 0})
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """One job. As `load_job` returns it every path in it is absolute.
+
+    `workers_per_host` None puts all workers on one host. `resources_per_worker` has Ray's
+    resource names. `placement` spread gives every host of the job a node of its own, pack lets
+    them share one. `working_dir` goes on the workers' path; where it is None, that is the
+    script's own folder.
+    """
+
+    name: str = field(default="", metadata={"computed": True})
+    entrypoint: str | None = None
+    script: str | None = None
+    args: list[str] = field(default_factory=list)
+    workers: int = field(default=1, metadata={"at_least": 1})
+    workers_per_host: int | None = field(default=None, metadata={"at_least": 1})
+    resources_per_worker: dict[str, float] = field(default_factory=dict, metadata={"at_least": 0})
+    placement: str = field(default="spread", metadata={"choices": ("spread", "pack")})
+    platform: str = field(default="cpu", metadata={"choices": PLATFORMS})
+    jax_distributed: str = field(default="launcher", metadata={"choices": ("launcher", "script")})
+    working_dir: str | None = None
+    cache: CacheSection = field(default_factory=CacheSection)
+    run_dir: str | None = None
+    restarts: RestartSection = field(default_factory=RestartSection)
+    env: dict[str, str] = field(default_factory=dict)
+    timeouts: TimeoutSection = field(default_factory=TimeoutSection)

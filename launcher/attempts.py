@@ -1,0 +1,198 @@
+"""The attempt loop: gang, outcome, decision, next attempt.
+
+One attempt at a time: its start is recorded, workers start, events are followed until
+`classify` knows how it ended, what is left is stopped, the end is recorded and `decide` says
+what follows. Recording an end happens beside the next start, which does not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hotstart.launcher.outcome import (
+    AgentLost,
+    Budgets,
+    GiveUp,
+    Outcome,
+    Restart,
+    WorkerExit,
+    classify,
+    decide,
+)
+from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.workers import Event, FirstStep, Output
+
+logger = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 1.0
+_PEER_GRACE_S = 1.0
+
+
+class Gang(Protocol):
+    """What the loop needs of `gang.Gang`; see there."""
+
+    lost: list[AgentLost]
+
+    def fresh_coordinator(self) -> str: ...
+    def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
+    def events(self) -> Any: ...
+    def stop(self, grace_s: float, *, ask: bool) -> None: ...
+    def finish(self) -> dict[int, dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
+class Watcher(Protocol):
+    """Is told what happens, to show it."""
+
+    def attempt_started(self, attempt: int) -> None: ...
+    def output(self, output: Output) -> None: ...
+    def first_step(self, attempt: int, seconds: float) -> None: ...
+    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs of the job."""
+
+    budgets: Budgets
+    backoff_s: float
+    stop_s: float
+    cache_facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AttemptLoop:
+    """Runs attempts until the run is over. `run` blocks for as long as the job takes."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        record: RunRecord,
+        place: Callable[[], Gang | None],
+        plan: Callable[[int, str], AttemptPlan],
+        watcher: Watcher,
+        is_interrupted: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`place` waits for hosts and gives a gang, or None where it was interrupted; `plan`
+        makes an attempt's plan from its number and its coordinator's address."""
+        self._settings = settings
+        self._record = record
+        self._place = place
+        self._plan = plan
+        self._watcher = watcher
+        self._is_interrupted = is_interrupted
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng or random.Random()
+        self._gang: Gang | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hotstart-record")
+
+    def run(self) -> GiveUp:
+        """All attempts; the last decision. The gang is closed and the record written."""
+        budgets, without_step = self._settings.budgets, 0
+        writes: list[Future[None]] = []
+        number = self._record.next_attempt()
+        try:
+            while True:
+                outcome, stepped, reports = self._attempt(number)
+                without_step = 0 if stepped else without_step + 1
+                decision = decide(
+                    outcome,
+                    budgets,
+                    backoff_s=self._settings.backoff_s,
+                    failures_without_step=without_step,
+                    rng=self._rng,
+                )
+                writes.append(self._writer.submit(self._write_end, number, outcome, reports))
+                self._watcher.attempt_ended(number, outcome, decision)
+                if isinstance(decision, GiveUp):
+                    for write in writes:
+                        write.result()
+                    return decision
+                budgets = decision.budgets_left
+                self._pause(decision.delay_s)
+                number += 1
+        finally:
+            self._drop_gang()
+            self._writer.shutdown()
+
+    def _attempt(self, number: int) -> tuple[Outcome, bool, dict[int, dict[str, Any]]]:
+        decided_at = self._clock()
+        if self._gang is not None and self._gang.lost:
+            self._drop_gang()
+        if self._gang is None and not self._is_interrupted():
+            self._gang = self._place()
+        gang = self._gang
+        if gang is None or self._is_interrupted():
+            return Outcome("interrupted", "the launcher was told to stop", None), False, {}
+        plan = self._plan(number, gang.fresh_coordinator())
+        info = {"started_at_s": time.time(), "cache": dict(self._settings.cache_facts)}
+        self._record.start_attempt(number, info)
+        self._watcher.attempt_started(number)
+        gang.start(plan, decided_at)
+        return self._follow(gang, plan, decided_at)
+
+    def _follow(
+        self, gang: Gang, plan: AttemptPlan, decided_at: float
+    ) -> tuple[Outcome, bool, dict[int, dict[str, Any]]]:
+        exits: list[WorkerExit] = []
+        stepped: set[int] = set()
+
+        def see(events: Sequence[tuple[int, Event]]) -> None:
+            for attempt, event in events:
+                if attempt != plan.attempt:
+                    continue
+                match event:
+                    case Output():
+                        self._watcher.output(event)
+                    case WorkerExit():
+                        exits.append(event)
+                    case FirstStep():
+                        stepped.add(event.process_index)
+                        if len(stepped) == plan.process_count:
+                            seconds = self._clock() - decided_at
+                            self._watcher.first_step(plan.attempt, seconds)
+
+        outcome = None
+        while outcome is None:
+            see(list(gang.events()))
+            outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted())
+        if outcome.kind != "done":
+            asked = outcome.kind == "interrupted"
+            gang.stop(self._settings.stop_s if asked else _PEER_GRACE_S, ask=asked)
+        deadline = self._clock() + _LAST_WORDS_S
+        last_words = list(gang.events())
+        while last_words and self._clock() < deadline:
+            see(last_words)
+            last_words = list(gang.events())
+        reports = gang.finish()
+        # A lost node may have been noticed only after the errors that it caused.
+        outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted()) or outcome
+        return outcome, len(stepped) == plan.process_count, reports
+
+    def _write_end(
+        self, number: int, outcome: Outcome, reports: Mapping[int, Mapping[str, Any]]
+    ) -> None:
+        for index, report in sorted(reports.items()):
+            self._record.worker_report(number, index, report)
+        self._record.end_attempt(number, outcome, {"ended_at_s": time.time()})
+
+    def _pause(self, delay_s: float) -> None:
+        until = self._clock() + delay_s
+        while not self._is_interrupted() and (left := until - self._clock()) > 0:
+            self._sleep(min(left, 0.2))
+
+    def _drop_gang(self) -> None:
+        if self._gang is not None:
+            self._gang.close()
+            self._gang = None

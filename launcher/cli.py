@@ -1,0 +1,244 @@
+"""The command line. Imports stay inside the commands: `hotstart --help` must not wait for Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from hotstart.conf.load import LoadedJob
+    from hotstart.launcher.launch import Run
+
+_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    the job failed
+  2    usage or configuration; nothing was started
+  3    restart budget spent
+  4    the cache is required and cannot be used, or a required warm start missed
+  130  interrupted
+"""
+
+_run_dir = click.option(
+    "--run-dir", metavar="DIR", help="Where runs are kept [default: $HOTSTART_HOME/runs]."
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+_address = click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Ray: host:port, `auto`, or `local` to start it here "
+    "[default: $RAY_ADDRESS, else a running cluster, else started here].",
+)
+
+
+class _Commands(click.Group):
+    """A group whose commands turn hotstart's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from hotstart.cache.errors import CacheError
+        from hotstart.conf.errors import ConfigError
+        from hotstart.launcher.errors import ExitCode, LauncherError
+
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            _fail(str(error), ExitCode.USAGE)
+        except LauncherError as error:
+            _fail(str(error), error.exit_code)
+        except CacheError as error:
+            _fail(str(error), ExitCode.USAGE)
+
+
+@click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="hotstart", prog_name="hotstart")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for debugging.")
+def main(verbose: int) -> None:
+    """Start, and restart, multi-host JAX jobs on Ray, with the compilation cache in place."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hotstart").setLevel(level)
+
+
+@main.command(epilog="\b\nExamples:\n  hotstart launch job.yaml\n"
+              "  hotstart launch job.yaml workers=4 cache.location=gs://bucket/cache\n"
+              "  hotstart launch job.yaml --dry-run\n\n" + _EXIT_CODES)  # fmt: skip
+@click.argument("job", metavar="JOB.yaml")
+@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option("--dry-run", is_flag=True, help="Print what would be run, and start nothing.")
+@_address
+@_as_json
+def launch(
+    job: str, overrides: tuple[str, ...], dry_run: bool, address: str | None, as_json: bool
+) -> None:
+    """Launch the job that JOB.yaml describes and follow it to its end."""
+    from hotstart.conf.load import load_job
+
+    loaded = load_job(job, overrides)
+    if dry_run:
+        _print_dry_run(loaded, as_json)
+        return
+    from hotstart.launcher.launch import new_run
+
+    _follow(new_run(loaded), address, as_json)
+
+
+@main.command(epilog="\b\nExamples:\n  hotstart restart latest\n"
+              "  hotstart restart bytelm-20261124-163001-3f2a --run-dir gs://bucket/runs\n\n"
+              + _EXIT_CODES)  # fmt: skip
+@click.argument("run", metavar="RUN")
+@_run_dir
+@_address
+@_as_json
+def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -> None:
+    """Restart a run whose driver is gone, warm, from its last checkpoint.
+
+    RUN is a run's name or `latest`. The working folder does not matter.
+    """
+    from hotstart.launcher.launch import reopen_run
+
+    _follow(reopen_run(_runs_location(run_dir), run), address, as_json)
+
+
+@main.command(epilog="\b\nExamples:\n  hotstart runs\n  hotstart runs --run-dir gs://bucket/runs")
+@_run_dir
+@_as_json
+def runs(run_dir: str | None, as_json: bool) -> None:
+    """List runs and their states."""
+    import dataclasses
+    import time
+
+    from hotstart.cache.store import open_store
+    from hotstart.launcher.record import list_runs
+
+    location = _runs_location(run_dir)
+    found = list_runs(open_store(location))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(summary) for summary in found], indent=2))
+        return
+    if not found:
+        click.echo(f"no runs in {location}")
+        return
+    width = max(len(summary.name) for summary in found)
+    click.echo(f"{'RUN':<{width}}  {'STATE':<11}  ATTEMPTS  STARTED (UTC)        REASON")
+    for summary in found:
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(summary.started_at_s or 0))
+        click.echo(
+            f"{summary.name:<{width}}  {summary.state:<11}  {summary.attempts:>8}  {started}  "
+            f"{summary.reason or ''}".rstrip()
+        )
+
+
+@main.command(epilog="\b\nExamples:\n  hotstart report latest\n"
+              "  hotstart report latest --json")  # fmt: skip
+@click.argument("run", metavar="RUN")
+@_run_dir
+@_as_json
+def report(run: str, run_dir: str | None, as_json: bool) -> None:
+    """Show what happened in each attempt of a run: phases, hits, compilations, reasons.
+
+    RUN is a run's name or `latest`. The JSON is described in docs/report-schema.md.
+    """
+    from hotstart.cache.store import open_store
+    from hotstart.launcher.record import resolve_run
+
+    _print_report(resolve_run(open_store(_runs_location(run_dir)), run), as_json)
+
+
+def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
+    """Execute a run, show it, print its report, and exit with its code."""
+    from hotstart.launcher.console import Console
+
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(run.name, run.config.workers, stream)
+
+    def interrupt(number: int, frame: object) -> None:
+        console.say("stopping; press Ctrl-C again to stop at once")
+        run.interrupt()
+        signal.signal(number, _end_now)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    console.say(f"run {run.name} in {run.record.store.url}")
+    decision = run.execute(console, address, console.say)
+    _print_report(run.record, as_json)
+    if decision.exit_code:
+        console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
+        if decision.exit_code in (1, 3, 130):
+            console.say(f"restart it with: hotstart restart {run.name}{_run_dir_option(run)}")
+    sys.exit(int(decision.exit_code))
+
+
+def _end_now(number: int, frame: object) -> None:
+    os._exit(130)  # agents and guards clean up when the driver ends
+
+
+def _run_dir_option(run: Run) -> str:
+    url = run.record.store.url
+    return "" if url == _runs_location(None) else f" --run-dir {url}"
+
+
+def _runs_location(run_dir: str | None) -> str:
+    from hotstart.cache.config import hotstart_home
+    from hotstart.cache.store import normalize_location
+
+    return normalize_location(run_dir or str(hotstart_home() / "runs"))
+
+
+def _print_report(record: Any, as_json: bool) -> None:
+    from hotstart.launcher.report import build_report, render_text
+
+    built = build_report(record.read())
+    if as_json:
+        click.echo(json.dumps(built, indent=2))
+        return
+    from rich.console import Console as RichConsole
+
+    render_text(built, RichConsole())
+
+
+def _print_dry_run(job: LoadedJob, as_json: bool) -> None:
+    import dataclasses
+
+    from hotstart.conf.load import job_to_yaml
+    from hotstart.launcher.launch import worker_environ
+    from hotstart.launcher.placement import describe, place
+
+    environ = worker_environ(job.config, "<run_dir>/<run>/checkpoints", "<host:port>")
+    shares = place(job.config)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "job": dataclasses.asdict(job.config),
+                    "origins": job.origins,
+                    "environ": environ,
+                    "placement": [dataclasses.asdict(share) for share in shares],
+                },
+                indent=2,
+            )
+        )
+        return
+    click.echo(f"# {job.source}, resolved")
+    click.echo(job_to_yaml(job.config))
+    click.echo("# environment of each worker, on top of its host's")
+    for name, value in sorted(environ.items()):
+        click.echo(f"#   {name}={value}")
+    click.echo(f"# placement ({job.config.placement})")
+    for share in shares:
+        indices = ", ".join(map(str, share.processes))
+        click.echo(f"#   host {share.host_index}: process {indices}; {describe(share.bundle)}")
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"hotstart: {message}", err=True)
+    sys.exit(int(exit_code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Everything that the launcher raises, and the exit codes of the command line.
+
+LauncherError              1   the job could not be run
+ |- UsageError             2   what was asked can't be done as asked; nothing was started
+ |   |- RunNotFound        2   no run of this name in this run directory
+ |   |- RunOwned           2   another driver owns the run
+ |   '- ClusterUnreachable 2   no Ray cluster answers at the address
+ |- PlacementTimeout       1   the cluster did not have the resources in time
+ |- RecordDamaged          1   the run record lacks an object that can't be done without
+ '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed
+
+A message says what failed, where, and what to do next. Nothing decides by message text:
+`exit_code` is what the command line ends with.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What `hotstart` exits with."""
+
+    DONE = 0
+    JOB_FAILED = 1
+    USAGE = 2
+    BUDGET_SPENT = 3
+    CACHE_REQUIRED = 4
+    INTERRUPTED = 130
+
+
+class LauncherError(Exception):
+    """Base of all errors of `hotstart.launcher`."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.JOB_FAILED
+
+
+class UsageError(LauncherError):
+    """What was asked can't be done as asked; nothing was started."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.USAGE
+
+
+class RunNotFound(UsageError):
+    """There is no run of this name where runs are kept."""
+
+
+class RunOwned(UsageError):
+    """Another driver owns the run, so this one must not start workers for it."""
+
+
+class ClusterUnreachable(UsageError):
+    """No Ray cluster answers at the address, or it refuses this client."""
+
+
+class PlacementTimeout(LauncherError):
+    """The cluster did not have the resources of the gang in time."""
+
+
+class RecordDamaged(LauncherError):
+    """The run record lacks an object that can't be done without, or it can't be read."""
+
+
+class CacheRequired(LauncherError):
+    """Strict mode: the cache is unreachable, or a start that had to be warm missed."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.CACHE_REQUIRED

@@ -1,0 +1,214 @@
+"""From a job to a finished run: record, ownership, Ray, attempts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.errors import StoreError
+from hotstart.cache.store import open_store
+from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
+from hotstart.launcher.errors import CacheRequired, ExitCode, UsageError
+from hotstart.launcher.outcome import Budgets, GiveUp
+from hotstart.launcher.placement import place, total
+from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.record import (
+    FinalState,
+    OwnerIdentity,
+    Ownership,
+    RunRecord,
+    new_run_name,
+    resolve_run,
+    take_ownership,
+)
+
+logger = logging.getLogger(__name__)
+
+_PROBE = "hotstart-probe"
+_JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+_FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
+
+
+class Run:
+    """A run that this process owns. `execute` blocks until it is over."""
+
+    def __init__(self, record: RunRecord, ownership: Ownership, config: JobConfig) -> None:
+        self.record = record
+        self.config = config
+        self._ownership = ownership
+        self._launched_from = record.read().created.get("launched_from", {})
+        self._interrupted = threading.Event()
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.record.name
+
+    def interrupt(self) -> None:
+        """End the run soon, as Ctrl-C does; safe in a signal handler."""
+        self._interrupted.set()
+
+    def execute(self, watcher: Watcher, address: str | None, tell: Any) -> GiveUp:
+        """Run attempts until the job is done, failed or interrupted; the run's end is recorded.
+
+        Raises `ClusterUnreachable` or `PlacementTimeout` before anything was started.
+        """
+        from hotstart.launcher import cluster, gang
+
+        config = self.config
+        shares = place(config)
+        settings = LoopSettings(
+            budgets=Budgets(config.restarts.failures, config.restarts.preemptions),
+            backoff_s=config.restarts.backoff_s,
+            stop_s=config.timeouts.stop_s,
+            cache_facts=self._cache_facts(),
+        )
+        self._ownership.keep(self.interrupt)
+        decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
+        try:
+            with cluster.connect(address, total(shares)):
+                loop = AttemptLoop(
+                    settings,
+                    self.record,
+                    lambda: gang.place_gang(
+                        shares,
+                        spread=config.placement == "spread",
+                        timeout_s=config.timeouts.placement_s,
+                        is_interrupted=self._interrupted.is_set,
+                        tell=tell,
+                    ),
+                    self._plan,
+                    watcher,
+                    self._interrupted.is_set,
+                )
+                decision = loop.run()
+        except Exception as error:
+            decision = GiveUp(ExitCode.JOB_FAILED, str(error))
+            raise
+        finally:
+            self._ownership.stop()
+            state = _FINAL.get(int(decision.exit_code), "failed")
+            self.record.finish(
+                state, int(decision.exit_code), decision.reason, epoch=self._ownership.epoch
+            )
+        return decision
+
+    def _plan(self, attempt: int, coordinator: str) -> AttemptPlan:
+        config = self.config
+        return AttemptPlan(
+            run=self.name,
+            attempt=attempt,
+            process_count=config.workers,
+            coordinator=coordinator,
+            initialize=config.jax_distributed == "launcher",
+            distributed_timeout_s=config.timeouts.distributed_s,
+            program=program_of(config, self._launched_from.get("folder", "")),
+            cache=cache_config_of(config),
+            environ=worker_environ(config, self.record.checkpoint_location, coordinator),
+            log_location=self.record.log_location,
+        )
+
+    def _cache_facts(self) -> Mapping[str, Any]:
+        cache = self.config.cache
+        source = self._launched_from.get("cache_source")
+        return {"location": cache.location, "source": source, "mode": cache.mode}
+
+
+def new_run(job: LoadedJob) -> Run:
+    """Record a new run of a job and own it; raises `UsageError` where that can't be written."""
+    config = job.config
+    check_writable(job)
+    store = open_store(config.run_dir or "")
+    launched_from = {
+        "host": socket.gethostname(),
+        "folder": str(Path.cwd()),
+        "job_file": str(job.source),
+        "cache_source": job.origins.get("cache.location"),
+        "submission": os.environ.get("HOTSTART_SUBMISSION"),
+    }
+    now_s = time.time()
+    name = os.environ.get("HOTSTART_RUN_NAME") or new_run_name(
+        config.name, now_s, random.SystemRandom()
+    )
+    try:
+        record = RunRecord.create(store, name, job_to_yaml(config), launched_from, now_s)
+    except StoreError as error:
+        raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
+    ownership = take_ownership(record, OwnerIdentity.of_this_process())
+    return Run(record, ownership, config)
+
+
+def reopen_run(run_dir: str, name: str) -> Run:
+    """Take over a run that its driver no longer looks after; see `take_ownership`."""
+    record = resolve_run(open_store(run_dir), name)
+    config = job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
+    ownership = take_ownership(record, OwnerIdentity.of_this_process())
+    return Run(record, ownership, config)
+
+
+def program_of(config: JobConfig, folder: str) -> Program:
+    """The user's program as the workers run it, in the folder that the job was launched from."""
+    path = (str(Path(config.script).parent),) if config.script else ()
+    if config.working_dir:
+        path = (*path, config.working_dir)
+    return Program(config.script, config.entrypoint, tuple(config.args), path, folder)
+
+
+def cache_config_of(config: JobConfig) -> CacheConfig | None:
+    """The workers' cache, or None where the job turns it off."""
+    cache = config.cache
+    if cache.mode == "off" or cache.location is None:
+        return None
+    return CacheConfig(
+        location=cache.location,
+        mode="read-only" if cache.mode == "read-only" else "read-write",
+        strict=cache.strict,
+        min_compile_time_s=cache.min_compile_time_s,
+        node_dir=cache.node_dir,
+        max_size_bytes=cache.max_size_bytes,
+        deadline_s=cache.deadline_s,
+        flush_timeout_s=cache.flush_timeout_s,
+    )
+
+
+def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dict[str, str]:
+    """What each worker gets on top of its host's environment; the job's own `env` wins.
+
+    `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
+    """
+    environ = {
+        "JAX_PLATFORMS": _JAX_PLATFORMS[config.platform],
+        "HOTSTART_CHECKPOINT_DIR": checkpoints,
+    }
+    if config.platform == "cpu":
+        environ["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
+    if config.jax_distributed == "script":
+        environ["JAX_COORDINATOR_ADDRESS"] = coordinator
+        environ["JAX_NUM_PROCESSES"] = str(config.workers)
+    return environ | dict(config.env)
+
+
+def check_writable(job: LoadedJob) -> None:
+    """Raise where the cache's store can't be written: `UsageError`, in strict mode `CacheRequired`.
+
+    One create of a fixed name, which needs the right to create and nothing else. Read-only jobs
+    are not checked here.
+    """
+    cache = job.config.cache
+    if cache.mode != "read-write" or cache.location is None:
+        return
+    try:
+        open_store(cache.location, deadline_s=min(10.0, cache.deadline_s)).create(_PROBE, b"")
+    except StoreError as error:
+        message = f"{job.origins.get('cache.location', 'default')}: cache.location: {error}"
+        raise (CacheRequired if cache.strict else UsageError)(message) from error

@@ -1,0 +1,71 @@
+"""What is passed along the chain: driver -> agent -> worker. Frozen and free of Ray and JAX."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from hotstart.cache.config import CacheConfig
+
+
+@dataclass(frozen=True)
+class Program:
+    """The user's program: a script or `module:function`, its arguments, and its import path.
+
+    `path` goes in front of `sys.path`, in order; `folder` is the working directory.
+    """
+
+    script: str | None
+    entrypoint: str | None
+    args: tuple[str, ...]
+    path: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True)
+class AttemptPlan:
+    """One start of the whole gang; the same for every worker.
+
+    coordinator: `host:port` of the jax.distributed coordinator.
+    initialize: whether the launcher calls `jax.distributed.initialize`, not the script.
+    environ: set in each worker before its interpreter starts.
+    cache: None where the cache is off.
+    """
+
+    run: str
+    attempt: int
+    process_count: int
+    coordinator: str
+    initialize: bool
+    distributed_timeout_s: float
+    program: Program
+    cache: CacheConfig | None
+    environ: dict[str, str] = field(default_factory=dict)
+    log_location: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One worker's part. `decided_at` is the host's monotonic clock when the attempt was decided."""
+
+    process_index: int
+    local_index: int
+    decided_at: float
+    attempt: AttemptPlan
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WorkerPlan:
+        """The inverse of `to_json`; the peer is of the same version."""
+        attempt = dict(data["attempt"])
+        program = {**attempt.pop("program")}
+        program["args"], program["path"] = tuple(program["args"]), tuple(program["path"])
+        cache = attempt.pop("cache")
+        plan = AttemptPlan(
+            **attempt, program=Program(**program), cache=CacheConfig(**cache) if cache else None
+        )
+        rest = {f.name: data[f.name] for f in fields(cls) if f.name != "attempt"}
+        return cls(**rest, attempt=plan)

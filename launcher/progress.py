@@ -1,0 +1,106 @@
+"""What a worker tells its agent of itself: one report, sent again whenever it has changed.
+
+The report is complete each time, so the last one that arrived is the truth however the worker
+ended. It is sent from a thread of its own, at most every `interval_s`; user code never waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hotstart.cache.counters import CacheStats
+from hotstart.launcher.channel import Channel
+
+PHASES = (
+    "process_start",
+    "import_jax",
+    "cache_enabled",
+    "distributed",
+    "user_code",
+    "first_compile",
+    "first_step",
+)
+_MAX_WARNINGS = 20
+
+
+class Progress(logging.Handler):
+    """Collects phases, steps, counters and warnings of this worker and sends them."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        process_index: int,
+        decided_at: float,
+        stats: Callable[[], CacheStats],
+        *,
+        interval_s: float = 0.1,
+    ) -> None:
+        super().__init__(level=logging.WARNING)
+        self._channel = channel
+        self._process_index = process_index
+        self._decided_at = decided_at
+        self._stats = stats
+        self._interval_s = interval_s
+        self._phases: dict[str, float | None] = dict.fromkeys(PHASES)
+        self._last_step: int | None = None
+        self._warnings: list[str] = []
+        self._changed = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hotstart-progress", daemon=True)
+        self._thread.start()
+
+    def reached(self, phase: str) -> None:
+        """Note that a phase is over, the first time it is said."""
+        if self._phases[phase] is None:
+            self._phases[phase] = round(time.monotonic() - self._decided_at, 4)
+            self._changed.set()
+
+    def step(self, number: int) -> None:
+        """Note a step of user code."""
+        self.reached("first_step")
+        self._last_step = int(number)
+        self._changed.set()
+
+    def counters_changed(self) -> None:
+        """Note that the cache's counters have changed."""
+        if self._phases["first_compile"] is None and self._stats().requests:
+            self.reached("first_compile")
+        self._changed.set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep hotstart's own warnings for the report."""
+        if len(self._warnings) < _MAX_WARNINGS:
+            self._warnings.append(record.getMessage())
+            self._changed.set()
+
+    def close(self) -> None:
+        """Send the last report; returns once it is on its way."""
+        self._over.set()
+        self._changed.set()
+        self._thread.join(timeout=2.0)
+        super().close()
+
+    def report(self) -> dict[str, Any]:
+        """The report now."""
+        return {
+            "process_index": self._process_index,
+            "host": socket.gethostname(),
+            "phases": dict(self._phases),
+            "cache": dataclasses.asdict(self._stats()),
+            "last_step": self._last_step,
+            "warnings": list(self._warnings),
+        }
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._changed.wait()
+            self._changed.clear()
+            self._channel.send({"report": self.report()})
+            self._over.wait(self._interval_s)
+        self._channel.send({"report": self.report()})

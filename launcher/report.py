@@ -1,0 +1,271 @@
+"""The report of a run: built from the run record by a pure function, shown as JSON or text.
+
+`docs/report-schema.md` documents every field. Nothing is guessed: what a worker did not report
+is null (a time) or 0 (a count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from hotstart.launcher.record import AttemptFacts, RunFacts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SCHEMA = 1
+
+PHASES = (
+    "process_start",
+    "import_jax",
+    "cache_enabled",
+    "distributed",
+    "user_code",
+    "first_compile",
+    "first_step",
+)
+COUNTS = (
+    "requests",
+    "hits",
+    "compiled",
+    "waits",
+    "errors",
+    "read_bytes",
+    "written_bytes",
+    "retries",
+    "compiled_before_enable",
+)
+SECONDS = ("compile_s", "saved_s")
+
+_LEGEND = (
+    "start to step: seconds since it was decided to start the attempt;\n"
+    "spent, saved: seconds of compilation"
+)
+_ONE_TABLE_COLUMNS = 115  # narrower than this, phases and cache get a table each
+
+
+def build_report(facts: RunFacts) -> dict[str, Any]:
+    """The report as JSON-ready data of schema 1 (see `docs/report-schema.md`)."""
+    ended = facts.end if facts.end is not None and facts.end.state == facts.state else None
+    return {
+        "schema": SCHEMA,
+        "run": facts.run,
+        "state": facts.state,
+        "exit_code": ended.exit_code if ended else None,
+        "reason": ended.reason if ended else None,
+        "launched_at": _iso(facts.created.get("created_s")),
+        "cache": _cache_used(facts.attempts),
+        "attempts": [_attempt(a) for a in facts.attempts],
+    }
+
+
+def render_text(report: Mapping[str, Any], console: Console) -> None:
+    """Print a report of schema 1 to a console; readable from 80 columns on."""
+    from rich.text import Text
+
+    console.print(Text(_header(report)))
+    for attempt in report["attempts"]:
+        console.print()
+        console.print(Text(_attempt_line(attempt), style="bold"))
+        for table in _tables(attempt["workers"], console.width):
+            console.print(table)
+        for note in _notes(attempt):
+            console.print(Text(f"  {note}"))
+    if report["attempts"]:
+        console.print()
+        console.print(Text(_LEGEND, style="dim"))
+        console.print(Text(_comparison(report["attempts"])))
+
+
+def _attempt(facts: AttemptFacts) -> dict[str, Any]:
+    workers = sorted((_worker(w) for w in facts.workers), key=lambda w: w["process_index"])
+    first_steps = [w["phases"]["first_step"] for w in workers]
+    # A worker that died unheard reached no step that anybody knows of.
+    complete = len(workers) == facts.start.get("process_count", len(workers))
+    reached = bool(workers) and complete and None not in first_steps
+    end = facts.end or {}
+    return {
+        "attempt": facts.attempt,
+        "outcome": end.get("outcome"),
+        "reason": end.get("reason"),
+        "first_worker": end.get("first_worker"),
+        "started_at": _iso(facts.start.get("started_at_s")),
+        "seconds_to_first_step": max(first_steps) if reached else None,
+        "workers": workers,
+    }
+
+
+def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
+    phases, cache = _mapping(report.get("phases")), _mapping(report.get("cache"))
+    names = cache.get("compiled_before_enable_names")
+    warnings = report.get("warnings")
+    return {
+        "process_index": int(_number(report.get("process_index")) or 0),
+        "host": str(report.get("host", "")),
+        "phases": {name: _number(phases.get(name)) for name in PHASES},
+        "cache": {
+            **{name: int(_number(cache.get(name)) or 0) for name in COUNTS},
+            **{name: float(_number(cache.get(name)) or 0) for name in SECONDS},
+            "compiled_before_enable_names": list(names) if isinstance(names, list) else [],
+        },
+        "last_step": report.get("last_step"),
+        "warnings": list(warnings) if isinstance(warnings, list) else [],
+    }
+
+
+def _cache_used(attempts: tuple[AttemptFacts, ...]) -> dict[str, Any] | None:
+    """The cache of the latest attempt that says one: a restart may use another."""
+    for attempt in reversed(attempts):
+        if cache := _mapping(attempt.start.get("cache")):
+            return {name: cache.get(name) for name in ("location", "source", "mode")}
+    return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float | int | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _iso(seconds: object) -> str | None:
+    number = _number(seconds)
+    if number is None:
+        return None
+    return datetime.fromtimestamp(number, UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cell: Callable[[Mapping[str, Any]], str]
+
+
+def _phase(title: str, name: str) -> _Column:
+    return _Column(title, lambda worker: _seconds(worker["phases"][name]))
+
+
+def _count(title: str, name: str) -> _Column:
+    return _Column(title, lambda worker: str(worker["cache"][name]))
+
+
+def _size(title: str, name: str) -> _Column:
+    return _Column(title, lambda worker: _bytes(worker["cache"][name]))
+
+
+def _spent(title: str, name: str) -> _Column:
+    return _Column(title, lambda worker: _seconds(worker["cache"][name]))
+
+
+_INDEX_COLUMN = _Column("proc", lambda worker: str(worker["process_index"]))
+_PHASE_COLUMNS = (
+    _phase("start", "process_start"),
+    _phase("jax", "import_jax"),
+    _phase("cache", "cache_enabled"),
+    _phase("dist", "distributed"),
+    _phase("code", "user_code"),
+    _phase("compile", "first_compile"),
+    _phase("step", "first_step"),
+)
+_CACHE_COLUMNS = (
+    _count("asked", "requests"),
+    _count("hit", "hits"),
+    _count("compiled", "compiled"),
+    _count("waited", "waits"),
+    _size("read", "read_bytes"),
+    _size("written", "written_bytes"),
+    _spent("spent", "compile_s"),
+    _spent("saved", "saved_s"),
+    _count("retries", "retries"),
+)
+
+
+def _tables(workers: list[Mapping[str, Any]], width: int) -> Iterator[Table]:
+    from rich.table import Table
+
+    if not workers:
+        return
+    groups: list[tuple[_Column, ...]]
+    if width >= _ONE_TABLE_COLUMNS:
+        groups = [(_INDEX_COLUMN, *_PHASE_COLUMNS, *_CACHE_COLUMNS)]
+    else:
+        groups = [(_INDEX_COLUMN, *_PHASE_COLUMNS), (_INDEX_COLUMN, *_CACHE_COLUMNS)]
+    for columns in groups:
+        table = Table(box=None, padding=(0, 0, 0, 1), header_style="dim")
+        for column in columns:
+            table.add_column(column.title, justify="right", no_wrap=True)
+        for worker in workers:
+            table.add_row(*(column.cell(worker) for column in columns))
+        yield table
+
+
+def _header(report: Mapping[str, Any]) -> str:
+    count = len(report["attempts"])
+    parts = [f"run {report['run']}: {report['state']}"]
+    if report["exit_code"] is not None:
+        parts[0] += f" (exit code {report['exit_code']})"
+    parts.append(f"{count} attempt{'' if count == 1 else 's'}")
+    if cache := report["cache"]:
+        source = f", set by {cache['source']}" if cache["source"] else ""
+        parts.append(f"cache {cache['location']} ({cache['mode']}{source})")
+    return ", ".join(parts)
+
+
+def _attempt_line(attempt: Mapping[str, Any]) -> str:
+    line = f"attempt {attempt['attempt']}: {attempt['outcome'] or 'no end recorded'}"
+    if attempt["reason"]:
+        line += f": {attempt['reason']}"
+    return line
+
+
+def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
+    for worker in attempt["workers"]:
+        who, cache = f"process {worker['process_index']}", worker["cache"]
+        if cache["compiled_before_enable"]:
+            names = ", ".join(map(str, cache["compiled_before_enable_names"])) or "unnamed"
+            count = cache["compiled_before_enable"]
+            yield f"{who}: {count} compiled before the cache was in place: {names}"
+        if cache["errors"]:
+            yield f"{who}: {cache['errors']} cache errors; none of them fails the job"
+        for warning in worker["warnings"]:
+            yield f"{who}: {warning}"
+
+
+def _comparison(attempts: list[Mapping[str, Any]]) -> str:
+    def clause(attempt: Mapping[str, Any]) -> str:
+        seconds = attempt["seconds_to_first_step"]
+        time = "no step" if seconds is None else f"{seconds:.1f} s"
+        return " ".join(filter(None, (f"attempt {attempt['attempt']}", _warmth(attempt), time)))
+
+    return "seconds to first step: " + " -> ".join(clause(a) for a in attempts)
+
+
+def _warmth(attempt: Mapping[str, Any]) -> str:
+    hits = sum(w["cache"]["hits"] for w in attempt["workers"])
+    compiled = sum(w["cache"]["compiled"] for w in attempt["workers"])
+    if hits and compiled:
+        return "partly warm"
+    return "warm" if hits else "cold" if compiled else ""
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    decimals = 2 if value < 100 else 1 if value < 1000 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _bytes(value: int) -> str:
+    if value < 1000:
+        return f"{value} B"
+    size = float(value)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"

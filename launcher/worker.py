@@ -1,0 +1,149 @@
+"""The worker's main: a plain Python process that ends up running the user's program.
+
+Its agent starts it with the environment already in place and a socket pair. In order: the
+cache is installed, `jax.distributed` initialized (process 0 first), and then the user's code
+runs on the main thread as `python script.py` would run it, with its own exit code. There is no
+Ray in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hotstart.launcher import context
+from hotstart.launcher.channel import Channel
+from hotstart.launcher.plan import AttemptPlan, WorkerPlan
+from hotstart.launcher.program import print_traceback, run_program
+from hotstart.launcher.progress import Progress
+
+logger = logging.getLogger("hotstart.launcher.worker")
+
+CHANNEL_FD = "HOTSTART_CHANNEL_FD"
+EXIT_CACHE_REQUIRED = 4
+_PR_SET_PDEATHSIG = 1
+_STOPPED_EXIT = 128 + signal.SIGTERM
+
+
+def main() -> None:
+    """Run one worker; does not return where the program ends the process itself."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    channel = Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_FD))))
+    messages = iter(channel)
+    plan = WorkerPlan.from_json(next(messages))
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+
+    from hotstart import cache
+
+    progress = Progress(channel, plan.process_index, plan.decided_at, cache.stats)
+    logging.getLogger("hotstart").addHandler(progress)
+    progress.reached("process_start")
+    threading.Thread(target=_obey, args=(messages,), name="hotstart-agent", daemon=True).start()
+    try:
+        _prepare(plan, progress)
+        context._reporter = progress.step
+        progress.reached("user_code")
+        run_program(plan.attempt.program)
+    except Exception as error:
+        if _is_cache_required(error):
+            channel.send({"cache_required": str(error)})
+            logger.error("%s", error)
+            sys.exit(EXIT_CACHE_REQUIRED)
+        print_traceback(error)
+        sys.exit(1)
+    finally:
+        cache.flush()
+        progress.close()
+
+
+def _prepare(plan: WorkerPlan, progress: Progress) -> None:
+    """Cache, then jax.distributed; the user's code comes after both."""
+    import jax
+
+    progress.reached("import_jax")
+    attempt = plan.attempt
+    if attempt.cache is not None:
+        from hotstart.cache import active
+
+        active.enable(attempt.cache, on_change=progress.counters_changed)
+        progress.reached("cache_enabled")
+    initialize = _process_zero_first(jax.distributed.initialize, plan)
+    jax.distributed.initialize = initialize
+    if attempt.initialize and attempt.process_count > 1:
+        initialize()
+        progress.reached("distributed")
+
+
+def _process_zero_first(stock: Callable[..., None], plan: WorkerPlan) -> Callable[..., None]:
+    """`jax.distributed.initialize` with this gang's arguments as defaults.
+
+    A client that asks before process 0 listens backs off for a whole second, so the others wait
+    until its port answers. A script's own call after the launcher's is not an error.
+    """
+    attempt = plan.attempt
+
+    @functools.wraps(stock)
+    def initialize(*args: Any, **kwargs: Any) -> None:
+        import jax
+
+        if attempt.initialize and jax.distributed.is_initialized():
+            logger.info("jax.distributed is initialized already; the script's call is left out")
+            return
+        if not args and "coordinator_address" not in kwargs:
+            kwargs["coordinator_address"] = attempt.coordinator
+            kwargs.setdefault("num_processes", attempt.process_count)
+            kwargs.setdefault("process_id", plan.process_index)
+            kwargs.setdefault("initialization_timeout", int(attempt.distributed_timeout_s))
+            if plan.process_index != 0:
+                _wait_for_listener(attempt)
+        stock(*args, **kwargs)
+
+    return initialize
+
+
+def _wait_for_listener(attempt: AttemptPlan) -> None:
+    """Block until the coordinator's port accepts, at most the time that initialize would."""
+    host, _, port = attempt.coordinator.rpartition(":")
+    deadline = time.monotonic() + attempt.distributed_timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
+            return
+        time.sleep(0.01)
+
+
+def _obey(messages: Any) -> None:
+    """Do what the agent says; the main thread may be stuck in a collective and never answer."""
+    from hotstart import cache
+
+    for message in messages:
+        if "stop_within_s" in message:
+            grace_s = float(message["stop_within_s"])
+            flusher = threading.Thread(target=cache.flush, args=(grace_s,), daemon=True)
+            flusher.start()
+            if message.get("ask"):
+                time.sleep(grace_s)  # user code may end by itself
+            flusher.join(grace_s)
+            os._exit(_STOPPED_EXIT)
+    os.kill(os.getpid(), signal.SIGKILL)  # the agent has gone
+
+
+def _is_cache_required(error: BaseException) -> bool:
+    from hotstart.cache.errors import CacheRequired
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, CacheRequired):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

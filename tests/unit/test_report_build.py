@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+from hotstart.launcher.outcome import Outcome
+from hotstart.launcher.record import OwnerIdentity, RunRecord, take_ownership
+from hotstart.launcher.report import build_report
+
+pytestmark = pytest.mark.unit
+
+ELSEWHERE = OwnerIdentity("host-z", "ann", 7, 70, "boot-z", "pid:[1]")
+CACHE = {"location": "/tmp/cache", "source": "JOB.yaml", "mode": "read-write"}
+
+
+def worker(index: int, first_step: float | None) -> dict:
+    return {
+        "process_index": index,
+        "host": "host-a",
+        "phases": {
+            "process_start": 0.1,
+            "import_jax": 0.9,
+            "cache_enabled": 1.0,
+            "distributed": 1.5,
+            "user_code": 1.6,
+            "first_compile": 2.0,
+            "first_step": first_step,
+        },
+        "cache": {
+            "requests": 5,
+            "hits": 2,
+            "compiled": 3,
+            "waits": 0,
+            "errors": 1,
+            "read_bytes": 10,
+            "written_bytes": 20,
+            "compile_s": 4.5,
+            "saved_s": 1.25,
+            "retries": 0,
+            "compiled_before_enable": 1,
+            "compiled_before_enable_names": ["jit_init"],
+        },
+        "last_step": 12,
+        "warnings": ["slow disk"],
+    }
+
+
+@pytest.fixture
+def record(store):
+    return RunRecord.create(store, "lm-1", "name: lm\n", {}, 1_795_537_801.25)
+
+
+def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, clock):
+    owned = take_ownership(record, ELSEWHERE, clock=clock, sleep=clock.sleep)
+    record.start_attempt(1, {"started_at_s": 1_795_537_802.5, "cache": CACHE})
+    record.worker_report(1, 0, worker(0, 14.2))
+    record.end_attempt(1, Outcome("done", "all 1 workers exited with code 0", None), {})
+    record.finish("done", 0, "all 1 workers exited with code 0", epoch=owned.epoch)
+
+    assert build_report(record.read(ELSEWHERE)) == {
+        "schema": 1,
+        "run": "lm-1",
+        "state": "done",
+        "exit_code": 0,
+        "reason": "all 1 workers exited with code 0",
+        "launched_at": "2026-11-24T16:30:01.250+00:00",
+        "cache": CACHE,
+        "attempts": [
+            {
+                "attempt": 1,
+                "outcome": "done",
+                "reason": "all 1 workers exited with code 0",
+                "first_worker": None,
+                "started_at": "2026-11-24T16:30:02.500+00:00",
+                "seconds_to_first_step": 14.2,
+                "workers": [worker(0, 14.2)],
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first_steps", "process_count", "expected"),
+    [
+        ([3.0, 4.5], 2, 4.5),
+        ([3.0, None], 2, None),
+        ([3.0], 2, None),
+        ([], 2, None),
+    ],
+    ids=["all_stepped", "one_did_not", "one_is_unheard", "none_is_heard"],
+)
+def test_report_seconds_to_first_step_is_the_slowest_or_null(
+    record, first_steps, process_count, expected
+):
+    record.start_attempt(1, {"process_count": process_count})
+    for index, first_step in enumerate(first_steps):
+        record.worker_report(1, index, worker(index, first_step))
+
+    (attempt,) = build_report(record.read(ELSEWHERE))["attempts"]
+
+    assert attempt["seconds_to_first_step"] == expected
+
+
+def test_report_of_a_killed_driver_leaves_the_attempt_without_an_end(record, clock):
+    take_ownership(record, ELSEWHERE, clock=clock, sleep=clock.sleep)
+    record.start_attempt(1, {})
+
+    report = build_report(record.read(OwnerIdentity.of_this_process()))
+
+    assert (report["state"], report["exit_code"], report["reason"]) == ("unknown", None, None)
+    assert report["cache"] is None
+    assert report["attempts"][0]["outcome"] is None
+
+
+def test_report_of_a_restarted_run_does_not_show_the_old_end(record, clock):
+    record.finish("failed", 1, "why", epoch=1)
+    for _ in range(2):
+        take_ownership(record, ELSEWHERE, clock=clock, sleep=clock.sleep)
+
+    assert build_report(record.read(ELSEWHERE))["exit_code"] is None
+
+
+def test_report_cache_is_the_latest_attempts(record):
+    record.start_attempt(1, {"cache": CACHE})
+    record.start_attempt(2, {"cache": {**CACHE, "mode": "off"}})
+
+    assert build_report(record.read(ELSEWHERE))["cache"] == {**CACHE, "mode": "off"}
+
+
+def test_report_of_a_worker_with_strange_fields_fills_nulls_and_zeros(record):
+    record.start_attempt(1, {})
+    record.worker_report(1, 0, {"phases": [], "cache": {"hits": "many"}, "warnings": 3})
+
+    (shown,) = build_report(record.read(ELSEWHERE))["attempts"][0]["workers"]
+
+    assert shown["phases"] == dict.fromkeys(worker(0, None)["phases"])
+    assert shown["cache"] == {
+        "requests": 0,
+        "hits": 0,
+        "compiled": 0,
+        "waits": 0,
+        "errors": 0,
+        "read_bytes": 0,
+        "written_bytes": 0,
+        "retries": 0,
+        "compiled_before_enable": 0,
+        "compile_s": 0.0,
+        "saved_s": 0.0,
+        "compiled_before_enable_names": [],
+    }
+    assert (shown["process_index"], shown["last_step"], shown["warnings"]) == (0, None, [])

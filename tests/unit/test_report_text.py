@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from hotstart.launcher.report import render_text
+from rich.console import Console
+
+pytestmark = pytest.mark.unit
+
+
+def worker(index: int, *, hits: int, compiled: int, first_step: float | None, **cache) -> dict:
+    return {
+        "process_index": index,
+        "host": "host-a",
+        "phases": {
+            "process_start": 0.12,
+            "import_jax": 1.01,
+            "cache_enabled": 1.2,
+            "distributed": 1.9,
+            "user_code": 2.0,
+            "first_compile": 3.5,
+            "first_step": first_step,
+        },
+        "cache": {
+            "requests": hits + compiled,
+            "hits": hits,
+            "compiled": compiled,
+            "waits": 0,
+            "errors": 0,
+            "read_bytes": 1_234_567 * hits,
+            "written_bytes": 345_678_901 * compiled,
+            "compile_s": 112.5 * compiled,
+            "saved_s": 112.5 * hits,
+            "retries": 0,
+            "compiled_before_enable": 0,
+            "compiled_before_enable_names": [],
+            **cache,
+        },
+        "last_step": 3,
+        "warnings": [],
+    }
+
+
+def attempt(number: int, outcome: str | None, reason: str | None, workers: list[dict]) -> dict:
+    steps = [w["phases"]["first_step"] for w in workers]
+    return {
+        "attempt": number,
+        "outcome": outcome,
+        "reason": reason,
+        "first_worker": None,
+        "started_at": None,
+        "seconds_to_first_step": None if None in steps or not steps else max(steps),
+        "workers": workers,
+    }
+
+
+def report(*attempts: dict) -> dict:
+    return {
+        "schema": 1,
+        "run": "lm-1",
+        "state": "done",
+        "exit_code": 0,
+        "reason": None,
+        "launched_at": None,
+        "cache": {"location": "/c", "source": "[JOB.yaml]", "mode": "read-write"},
+        "attempts": list(attempts),
+    }
+
+
+def text_of(data: dict, width: int) -> list[str]:
+    out = io.StringIO()
+    render_text(data, Console(file=out, width=width))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+COLD = attempt(
+    1,
+    "failed",
+    "process 1 on host-a was killed by SIGKILL",
+    [
+        worker(0, hits=0, compiled=5, first_step=14.2),
+        worker(1, hits=0, compiled=5, first_step=14.1),
+    ],
+)
+WARM = attempt(
+    2,
+    "done",
+    "all 2 workers exited with code 0",
+    [worker(0, hits=5, compiled=0, first_step=3.9), worker(1, hits=5, compiled=0, first_step=3.8)],
+)
+
+
+def test_report_text_at_80_columns_is_two_tables_an_attempt():
+    assert text_of(report(COLD, WARM), 80) == [
+        "run lm-1: done (exit code 0), 2 attempts, cache /c (read-write, set by",
+        "[JOB.yaml])",
+        "",
+        "attempt 1: failed: process 1 on host-a was killed by SIGKILL",
+        " proc start  jax cache dist code compile  step",
+        "    0  0.12 1.01  1.20 1.90 2.00    3.50 14.20",
+        "    1  0.12 1.01  1.20 1.90 2.00    3.50 14.10",
+        " proc asked hit compiled waited read written spent saved retries",
+        "    0     5   0        5      0  0 B  1.7 GB 562.5  0.00       0",
+        "    1     5   0        5      0  0 B  1.7 GB 562.5  0.00       0",
+        "",
+        "attempt 2: done: all 2 workers exited with code 0",
+        " proc start  jax cache dist code compile step",
+        "    0  0.12 1.01  1.20 1.90 2.00    3.50 3.90",
+        "    1  0.12 1.01  1.20 1.90 2.00    3.50 3.80",
+        " proc asked hit compiled waited   read written spent saved retries",
+        "    0     5   5        0      0 6.2 MB     0 B  0.00 562.5       0",
+        "    1     5   5        0      0 6.2 MB     0 B  0.00 562.5       0",
+        "",
+        "start to step: seconds since it was decided to start the attempt;",
+        "spent, saved: seconds of compilation",
+        "seconds to first step: attempt 1 cold 14.2 s -> attempt 2 warm 3.9 s",
+    ]
+
+
+def test_report_text_at_120_columns_is_one_table_an_attempt():
+    assert text_of(report(WARM), 120)[2:6] == [
+        "attempt 2: done: all 2 workers exited with code 0",
+        " proc start  jax cache dist code compile step"
+        " asked hit compiled waited   read written spent saved retries",
+        "    0  0.12 1.01  1.20 1.90 2.00    3.50 3.90"
+        "     5   5        0      0 6.2 MB     0 B  0.00 562.5       0",
+        "    1  0.12 1.01  1.20 1.90 2.00    3.50 3.80"
+        "     5   5        0      0 6.2 MB     0 B  0.00 562.5       0",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_report_text_never_cuts_or_exceeds_the_width(width):
+    lines = text_of(report(COLD, WARM), width)
+
+    assert max(map(len, lines)) <= width
+    assert not [line for line in lines if "…" in line]
+
+
+def test_report_text_last_line_compares_the_attempts():
+    mixed = attempt(3, "failed", "x", [worker(0, hits=2, compiled=1, first_step=None)])
+    unheard = attempt(4, None, None, [])
+
+    assert text_of(report(COLD, WARM, mixed, unheard), 200)[-1] == (
+        "seconds to first step: attempt 1 cold 14.2 s -> attempt 2 warm 3.9 s -> "
+        "attempt 3 partly warm no step -> attempt 4 no step"
+    )
+
+
+def test_report_text_names_what_compiled_before_the_cache_was_in_place():
+    early = worker(
+        0,
+        hits=1,
+        compiled=0,
+        first_step=1.0,
+        compiled_before_enable=2,
+        compiled_before_enable_names=["jit_a", "jit_b"],
+        errors=1,
+    )
+    early["warnings"] = ["[slow] disk"]
+
+    lines = text_of(report(attempt(1, "done", "ok", [early])), 120)
+
+    assert "  process 0: 2 compiled before the cache was in place: jit_a, jit_b" in lines
+    assert "  process 0: 1 cache errors; none of them fails the job" in lines
+    assert "  process 0: [slow] disk" in lines
+
+
+def test_report_text_without_attempts_is_the_header():
+    assert text_of({**report(), "cache": None, "exit_code": None, "state": "created"}, 80) == [
+        "run lm-1: created, 0 attempts"
+    ]
