@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from hotstart.cache.config import CacheConfig, hotstart_home
+from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
 from hotstart.cache.jaxlink import JaxLink
 from hotstart.cache.shared import SharedCache, Tiers
-from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.store import Store, normalize_location, open_store
 
 logger = logging.getLogger(__name__)

@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotstart.cache.counters import Counters
 from hotstart.cache.entry import EntryMeta
 from hotstart.cache.errors import UnsupportedJax
 from hotstart.cache.keys import cpu_accelerator_digest
 from hotstart.cache.shared import SharedCache
-from hotstart.cache.counters import Counters
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,9 @@ class JaxLink:
             return stock(*args, **kwargs)
         finally:
             hit = scope.saved_s is not None and not scope.compiled
-            self._counters.add(requests=1, hits=int(hit), saved_s=scope.saved_s or 0.0 if hit else 0)
+            self._counters.add(
+                requests=1, hits=int(hit), saved_s=scope.saved_s or 0.0 if hit else 0
+            )
 
     def _around_compile(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._scope.compiled = True

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import tenacity
+
 from hotstart.cache.errors import DeadlineExceeded, TransientError
 
 FIRST_WAIT_AT_MOST_S = 0.5

@@ -18,9 +18,9 @@ import logging
 import threading
 from dataclasses import dataclass
 
+from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_name
 from hotstart.cache.errors import CacheRequired, EntryError, StoreError
-from hotstart.cache.counters import Counters
 from hotstart.cache.store import Store
 from hotstart.cache.uploads import Pending, Uploads
 

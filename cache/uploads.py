@@ -64,9 +64,7 @@ class Uploads:
                 self._queue.append(pending)
                 self._changed.notify_all()
                 if len(self._workers) < min(self._threads, len(self._open)):
-                    thread = threading.Thread(
-                        target=self._run, name="hotstart-upload", daemon=True
-                    )
+                    thread = threading.Thread(target=self._run, name="hotstart-upload", daemon=True)
                     self._workers.append(thread)
                     thread.start()
         if not fits:

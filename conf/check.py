@@ -149,7 +149,12 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
     script, working_dir = config.script, config.working_dir
     if working_dir is not None:
         directory = absolute(("working_dir",), working_dir)
-        if not directory.is_dir():
+        try:
+            there = directory.is_dir()
+        except OSError as error:
+            text = f"{shown(working_dir)}: {error.strerror}"
+            raise _error(("working_dir",), text, origins) from error
+        if not there:
             raise _error(("working_dir",), f"{directory} is not a directory", origins)
         working_dir = str(directory)
     if script is not None:

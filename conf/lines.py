@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import yaml
+
 from hotstart.conf.errors import ConfigError, Origin, dotted, shown
 
 Value = str | None | list["Value"] | dict[str, "Value"]

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ValidationError
+
 from hotstart.conf.check import check_bounds, check_values, resolve_paths
 from hotstart.conf.errors import ConfigError, Origin, dotted, nearest, shown
 from hotstart.conf.keys import (
@@ -28,8 +31,6 @@ from hotstart.conf.keys import (
 )
 from hotstart.conf.lines import KeyPath, at_line, read_yaml
 from hotstart.conf.schema import JobConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ValidationError
 
 _PRESETS = {"cpu": "local.yaml", "gpu": "gpu.yaml", "tpu": "tpu.yaml"}
 _JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -70,10 +71,10 @@ def load_job(
         *command_line_settings(overrides),
     ]
     # The preset depends on the platform, and adopting JAX's directory on the cache's mode.
-    draft = _Layers(file)
+    draft = _Layers(file, _defaults(source, file, environ, adopt_jax=False))
     draft.lay(settings)
     platform, mode = draft.choice("platform"), draft.choice("cache", "mode")
-    layers = _Layers(file, _defaults(source, environ, mode, draft.default))
+    layers = _Layers(file, _defaults(source, file, environ, adopt_jax=mode != "off"))
     layers.lay(_preset_settings(_PRESETS[platform]))
     layers.lay(settings)
     config = layers.job()
@@ -105,8 +106,7 @@ class _Layers:
     """Settings laid one over the other in an OmegaConf structured config."""
 
     def __init__(self, file: Origin, computed: Iterable[Setting] = ()) -> None:
-        self.default = Origin("default", file.where, file.file)
-        self.origins: dict[KeyPath, Origin] = {key.path: self.default for key in leaf_keys()}
+        self.origins: dict[KeyPath, Origin] = {key.path: _default(file) for key in leaf_keys()}
         self.origins[()] = file
         self._config: DictConfig = OmegaConf.structured(JobConfig)
         _unfreeze(self._config)
@@ -170,6 +170,10 @@ class _Layers:
             raw = OmegaConf.to_container(container, resolve=False)
             text = raw[name]  # type: ignore[index]
             raise _unresolved(key, path, text, self.origins[path], error) from error
+
+
+def _default(file: Origin) -> Origin:
+    return Origin("default", file.where, file.file)
 
 
 def _unfreeze(config: DictConfig) -> None:
@@ -243,9 +247,10 @@ def _preset_settings(name: str) -> list[Setting]:
 
 
 def _defaults(
-    source: Path, environ: Mapping[str, str], mode: str, default: Origin
+    source: Path, file: Origin, environ: Mapping[str, str], *, adopt_jax: bool
 ) -> Iterator[Setting]:
     """Defaults that the schema cannot hold: they depend on the file and the environment."""
+    default = _default(file)
     keys = {key.path: key for key in leaf_keys()}
     home, home_origin = environ.get("HOTSTART_HOME"), default
     if home:
@@ -255,7 +260,7 @@ def _defaults(
     yield _literal(Setting(keys[("run_dir",)], f"{home}/runs", home_origin))
     location, origin = f"{home}/cache", home_origin
     adopted = environ.get(_JAX_VARIABLE)
-    if adopted and mode != "off":
+    if adopted and adopt_jax:
         location = adopted
         origin = Origin(f"environment {_JAX_VARIABLE}", f"environment {_JAX_VARIABLE}")
     yield _literal(Setting(keys[("cache", "location")], location, origin))

@@ -1,8 +1,8 @@
 """What a job file may say: the keys, their types, defaults and bounds.
 
 Plain frozen dataclasses, which OmegaConf takes as structured configs. The bounds stand in the
-fields' metadata: `choices`, `at_least` (the bound is allowed) and `above` (it is not); `computed` marks a key that null
-gives its default back though it is never None.
+fields' metadata: `choices`, `at_least` (the bound is allowed) and `above` (it is not). A
+`computed` key is never None, but may be set to null, which brings its default back.
 """
 
 from __future__ import annotations

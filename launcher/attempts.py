@@ -136,7 +136,11 @@ class AttemptLoop:
         if gang is None or self._is_interrupted():
             return Outcome("interrupted", "the launcher was told to stop", None), False, {}
         plan = self._plan(number, gang.fresh_coordinator())
-        info = {"started_at_s": time.time(), "cache": dict(self._settings.cache_facts)}
+        info = {
+            "started_at_s": time.time(),
+            "process_count": plan.process_count,
+            "cache": dict(self._settings.cache_facts),
+        }
         self._record.start_attempt(number, info)
         self._watcher.attempt_started(number)
         gang.start(plan, decided_at)

@@ -80,7 +80,9 @@ class Gang:
         """Start all workers of an attempt that was decided at `decided_at`, monotonic."""
         self._started_at = decided_at
         elapsed_s = time.monotonic() - decided_at
-        self._call_all(lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s)))
+        self._call_all(
+            lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s))
+        )
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.

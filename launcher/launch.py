@@ -19,18 +19,13 @@ from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
 from hotstart.launcher.errors import CacheRequired, ExitCode, UsageError
+from hotstart.launcher.facts import FinalState
+from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
+from hotstart.launcher.ownership import Ownership, take_ownership
 from hotstart.launcher.placement import place, total
 from hotstart.launcher.plan import AttemptPlan, Program
-from hotstart.launcher.record import (
-    FinalState,
-    OwnerIdentity,
-    Ownership,
-    RunRecord,
-    new_run_name,
-    resolve_run,
-    take_ownership,
-)
+from hotstart.launcher.record import RunRecord, new_run_name, resolve_run
 
 logger = logging.getLogger(__name__)
 

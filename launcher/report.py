@@ -11,23 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from hotstart.launcher.record import AttemptFacts, RunFacts
+from hotstart.launcher.facts import AttemptFacts, RunFacts
+from hotstart.launcher.progress import PHASES
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 SCHEMA = 1
-
-PHASES = (
-    "process_start",
-    "import_jax",
-    "cache_enabled",
-    "distributed",
-    "user_code",
-    "first_compile",
-    "first_step",
-)
 COUNTS = (
     "requests",
     "hits",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hotstart.conf.entrypoint import entrypoint_problem
 
 pytestmark = pytest.mark.unit

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from hotstart.conf.errors import ConfigError
-from hotstart.conf.load import job_from_yaml, job_to_yaml, load_job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from hotstart.conf.errors import ConfigError
+from hotstart.conf.load import job_from_yaml, job_to_yaml, load_job
 
 pytestmark = pytest.mark.unit
 

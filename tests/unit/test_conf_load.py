@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml, load_job
 from hotstart.conf.schema import CacheSection, JobConfig, RestartSection, parse_size
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from hotstart.launcher.outcome import AgentLost, Outcome, WorkerExit, classify
 
 pytestmark = pytest.mark.unit

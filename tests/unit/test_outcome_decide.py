@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from hotstart.launcher.errors import ExitCode
 from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, OutcomeKind, Restart, decide
 

@@ -4,18 +4,13 @@ import logging
 import random
 
 import pytest
+
 from hotstart.launcher.errors import RecordDamaged, RunNotFound, RunOwned, UsageError
+from hotstart.launcher.facts import RunEnd, RunSummary
+from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Outcome
-from hotstart.launcher.record import (
-    OwnerIdentity,
-    RunEnd,
-    RunRecord,
-    RunSummary,
-    list_runs,
-    new_run_name,
-    resolve_run,
-    take_ownership,
-)
+from hotstart.launcher.ownership import take_ownership
+from hotstart.launcher.record import RunRecord, list_runs, new_run_name, resolve_run
 
 pytestmark = pytest.mark.unit
 

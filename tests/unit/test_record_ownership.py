@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from hotstart.cache.errors import AccessDenied, TransientError
 from hotstart.launcher.errors import RunOwned, UsageError
-from hotstart.launcher.record import OwnerIdentity, Ownership, RunRecord, take_ownership
+from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.record import RunRecord
 
 pytestmark = pytest.mark.unit
 
@@ -215,7 +218,7 @@ def process():
 
 
 def identity_of(process: subprocess.Popen) -> OwnerIdentity:
-    code = "from hotstart.launcher.record import _process_started as s; print(s({}))"
+    code = "from hotstart.launcher.identity import _process_started as s; print(s({}))"
     started = subprocess.run(
         [sys.executable, "-c", code.format(process.pid)], capture_output=True, text=True, check=True
     )

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+
+from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Outcome
-from hotstart.launcher.record import OwnerIdentity, RunRecord, take_ownership
+from hotstart.launcher.ownership import take_ownership
+from hotstart.launcher.record import RunRecord
 from hotstart.launcher.report import build_report
 
 pytestmark = pytest.mark.unit

@@ -3,8 +3,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from hotstart.launcher.report import render_text
 from rich.console import Console
+
+from hotstart.launcher.report import render_text
 
 pytestmark = pytest.mark.unit
 

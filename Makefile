@@ -1,0 +1,34 @@
+# Two commands set up everything and run: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check internals clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "hotstart needs Python 3.11 to 3.13: make PYTHON=python3.11 ..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[examples,train,dev]' $(CONSTRAINTS)
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+# Fast ones first; a failure there saves the wait for the slow ones.
+test: install
+	$(BIN)/python -m pytest -q tests/unit tests/contract tests/emulator tests/multiprocess tests/chaos tests/e2e
+
+# What touches JAX's internals, for the other ends of the supported range.
+internals: install
+	$(BIN)/python -m pytest -q -m internals
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

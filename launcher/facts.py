@@ -1,0 +1,94 @@
+"""What a run record holds, as plain values, and the state that they add up to.
+
+States: `created` (nobody has owned it yet), `running` (its owner lives on this machine),
+`done`, `failed`, `interrupted` (it has an end), `lost` (its owner lived on this machine and is
+gone without an end), `unknown` (its owner is on another machine: only watching its beat for a
+while would tell).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hotstart.launcher.identity import OwnerIdentity
+
+FinalState = Literal["done", "failed", "interrupted"]
+RunState = Literal["created", "running", "done", "failed", "interrupted", "lost", "unknown"]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A run's latest owner; the times are the store's wall clock, in seconds since the epoch.
+
+    `beats` is all that the store lists of this epoch: the owner lives while it changes.
+    `identity` is None where the claim can't be read.
+    """
+
+    epoch: int
+    identity: OwnerIdentity | None
+    since_s: float
+    last_beat_s: float
+    beats: frozenset[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """The final state of a run under the owner of `epoch`."""
+
+    epoch: int
+    state: FinalState
+    exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """What the record holds of one attempt; `end` is None while it runs or if its driver died."""
+
+    attempt: int
+    start: Mapping[str, Any]
+    end: Mapping[str, Any] | None
+    workers: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that the record holds of one run, as the report needs it."""
+
+    run: str
+    state: RunState
+    created: Mapping[str, Any]
+    owner: Owner | None
+    end: RunEnd | None
+    attempts: tuple[AttemptFacts, ...]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of a listing.
+
+    `started_at_s` is the launching host's wall clock, `last_beat_s` the store's; `exit_code`
+    and `reason` are None unless the run has ended.
+    """
+
+    name: str
+    state: RunState
+    started_at_s: float | None
+    attempts: int
+    owner_host: str | None
+    last_beat_s: float | None
+    exit_code: int | None
+    reason: str | None
+
+
+def state_of(owner: Owner | None, end: RunEnd | None, observer: OwnerIdentity) -> RunState:
+    """The state of a run as far as `observer` can tell without waiting."""
+    if end is not None and (owner is None or end.epoch >= owner.epoch):
+        return end.state
+    if owner is None:
+        return "created"
+    if owner.identity is None or not observer.sees(owner.identity):
+        return "unknown"
+    return "lost" if observer.knows_dead(owner.identity) else "running"

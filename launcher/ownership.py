@@ -1,0 +1,161 @@
+"""Who may start workers for a run: claims, beats, and taking over.
+
+The claim of an epoch is create-only, so exactly one of several contenders gets it. An owner
+lives while its beat changes; how long it has not is measured on the observer's own clock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from hotstart.cache.errors import AccessDenied
+from hotstart.launcher.errors import RunOwned, UsageError
+from hotstart.launcher.facts import Owner, state_of
+from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.record import RunRecord
+
+logger = logging.getLogger(__name__)
+
+OWNER_TTL_S = 15.0
+BEAT_INTERVAL_S = 5.0
+
+
+class Ownership:
+    """The right to start workers for a run, kept by beats. Made by `take_ownership`.
+
+    Safe to use from one thread beside the one that `keep` starts.
+    """
+
+    def __init__(self, record: RunRecord, epoch: int) -> None:
+        """Ownership of an epoch whose claim the caller has just created."""
+        self.epoch = epoch
+        self._record = record
+        self._beat = 0
+        self._superseded = False
+        self._may_delete = True
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the last beat found that another driver has taken the run."""
+        return self._superseded
+
+    def beat(self) -> bool:
+        """Say that this owner lives; False once another owns the run, and then nothing is written.
+
+        Blocks on the store (a list, a create, a delete); raises `StoreError`.
+        """
+        owner = self._record.owner()
+        if owner is None or owner.epoch != self.epoch:  # superseded, or the record was removed
+            self._superseded = True
+            return False
+        self._beat += 1  # before the call: a beat whose fate is unknown is not sent again
+        self._record.create_fact(f"owner/{self.epoch:08d}/{self._beat:08d}", {})
+        self._delete_older(owner)
+        return True
+
+    def keep(
+        self, on_superseded: Callable[[], None], *, interval_s: float = BEAT_INTERVAL_S
+    ) -> None:
+        """Beat in a background thread until `stop`; errors of the store are logged, not fatal.
+
+        `on_superseded` is called once, in that thread, when another driver has taken the run.
+        """
+        self._thread = threading.Thread(
+            target=self._keep, args=(on_superseded, interval_s), name="owner-beat", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the background beats; blocks for at most `timeout_s`.
+
+        A request to a slow store may outlast it: a beat after the run's end changes nothing.
+        """
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def _keep(self, on_superseded: Callable[[], None], interval_s: float) -> None:
+        name = self._record.name
+        while not self._stop.wait(interval_s):
+            try:
+                owned = self.beat()
+            except Exception as e:  # a thread that dies here would cost the run its owner
+                logger.warning("run %s: no owner's beat this time: %s", name, e)
+                continue
+            if not owned:
+                logger.warning("run %s: epoch %d is superseded", name, self.epoch)
+                on_superseded()
+                return
+
+    def _delete_older(self, owner: Owner) -> None:
+        claim = f"{self._record.name}/owner/{self.epoch:08d}/{0:08d}"
+        for name, generation in owner.beats:
+            if name != claim and self._may_delete:  # the claim keeps later contenders out
+                try:
+                    self._record.store.delete(name, generation)
+                except AccessDenied as e:
+                    logger.warning("run %s: old beats stay: %s", self._record.name, e)
+                    self._may_delete = False
+
+
+def take_ownership(
+    record: RunRecord,
+    identity: OwnerIdentity,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    ttl_s: float = OWNER_TTL_S,
+    poll_s: float = 1.0,
+) -> Ownership:
+    """Become the run's owner: at once where that is safe, else after watching the old one.
+
+    At once if the run has no owner or an end, or if the owner was a process of this machine that
+    is gone. Otherwise blocks until the old owner's beat moves (raises `RunOwned`) or has not
+    moved for `ttl_s` on this process's own `clock`. Two hosts' clocks are never compared.
+    Exactly one of several contenders wins; the others raise `RunOwned`. A run that is done
+    raises `UsageError`.
+    """
+    first = record.owner()
+    if _must_watch(record, first, identity) and first is not None:
+        since = clock()
+        while (waited_s := clock() - since) < ttl_s:
+            sleep(min(poll_s, ttl_s - waited_s))
+            now = record.owner()
+            if now is None or now.epoch != first.epoch:
+                raise _owned(record, now)
+            if not _must_watch(record, now, identity):
+                break
+            if now.beats != first.beats:
+                raise _owned(record, now)
+        else:
+            logger.warning("run %s: its owner gave no beat for %g s", record.name, ttl_s)
+    epoch = first.epoch + 1 if first else 1
+    if not record.create_fact(f"owner/{epoch:08d}/{0:08d}", asdict(identity)):
+        raise _owned(record, record.owner())
+    logger.info("run %s: owned in epoch %d by pid %d", record.name, epoch, identity.pid)
+    return Ownership(record, epoch)
+
+
+def _must_watch(record: RunRecord, owner: Owner | None, identity: OwnerIdentity) -> bool:
+    state = state_of(owner, record.end(), identity)
+    if state == "done":
+        raise UsageError(f"run {record.name} is done; launch the job anew instead")
+    return state in ("running", "unknown")
+
+
+def _owned(record: RunRecord, owner: Owner | None) -> RunOwned:
+    run = f"run {record.name} in {record.store.url}"
+    if owner is None:
+        return RunOwned(f"{run} was removed while its owner was watched")
+    who = owner.identity
+    by = f"pid {who.pid} on {who.host} (user {who.user})" if who else "an unreadable owner"
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.since_s))
+    return RunOwned(
+        f"{run} is owned by {by} since {since} by the store's clock; stop that driver first"
+    )
