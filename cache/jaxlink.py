@@ -94,7 +94,7 @@ class JaxLink:
         if self._raise_errors:  # else JAX turns what `get` raises into a warning
             self._set_jax_option("jax_raise_persistent_cache_errors", True)
         self._replace(compiler, "_cache_write", self._cache_write)
-        self._replace(cache_key, "_hash_accelerator_config", self._hash_accelerator_config)
+        self._wrap(cache_key, "_hash_accelerator_config", self._around_hash_accelerators)
         self._wrap(compiler, "get_compile_options", self._around_options)
         self._wrap(compiler, "compile_or_get_cached", self._around_request)
         self._wrap(compiler, "backend_compile_and_load", self._around_compile)
@@ -161,12 +161,14 @@ class JaxLink:
                 stacklevel=1,
             )
 
-    def _hash_accelerator_config(self, hash_obj: Any, accelerators: Any) -> None:
+    def _around_hash_accelerators(
+        self, stock: Callable[..., Any], hash_obj: Any, accelerators: Any
+    ) -> None:
         devices = list(accelerators.flat)
         if devices and devices[0].platform == "cpu":
             hash_obj.update(cpu_accelerator_digest(devices))
         else:
-            self._stock_hash_accelerator_config(hash_obj, accelerators)
+            stock(hash_obj, accelerators)
 
     def _around_options(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._hold_place()
@@ -180,9 +182,8 @@ class JaxLink:
             return stock(*args, **kwargs)
         finally:
             hit = scope.saved_s is not None and not scope.compiled
-            self._counters.add(
-                requests=1, hits=int(hit), saved_s=scope.saved_s or 0.0 if hit else 0
-            )
+            saved_s = scope.saved_s if hit and scope.saved_s else 0.0
+            self._counters.add(requests=1, hits=int(hit), saved_s=saved_s)
 
     def _around_compile(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._scope.compiled = True
@@ -230,7 +231,6 @@ class JaxLink:
 
     def _replace(self, module: Any, name: str, replacement: Callable[..., Any]) -> None:
         stock = getattr(module, name)
-        setattr(self, f"_stock{name}", stock)
         setattr(module, name, replacement)
         self._undo.append(lambda: setattr(module, name, stock))
 

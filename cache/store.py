@@ -56,7 +56,7 @@ class Store(Protocol):
         ...
 
     def delete(self, name: str, generation: int) -> bool:
-        """Delete the object if it still is of this generation; False if it is not there or newer."""
+        """Delete the object if it is still of this generation; False if not there or newer."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:

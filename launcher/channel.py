@@ -22,7 +22,7 @@ class Channel:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message; one to a peer that has gone is dropped. Blocks while its buffer is full."""
+        """Send one message, or drop it where the peer has gone. Blocks while its buffer is full."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(line)

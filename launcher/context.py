@@ -7,9 +7,10 @@ that uses this module also runs alone. Nothing here imports Ray or JAX.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-_reporter = None
+_reporter: Callable[[int], None] | None = None
 
 
 def process_index() -> int:

@@ -46,7 +46,7 @@ class AttemptPlan:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """One worker's part. `decided_at` is the host's monotonic clock when the attempt was decided."""
+    """One worker's part; `decided_at` is the host's monotonic time of the attempt's decision."""
 
     process_index: int
     local_index: int
