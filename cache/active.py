@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
@@ -82,6 +83,8 @@ def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) ->
         try:
             link.install()
         except UnsupportedJax as error:
+            if config.strict:
+                raise CacheRequired(f"the cache is required and cannot be used: {error}") from error
             logger.warning("%s", error)
             return
         _active = _Active(config, cache, counters, link)
@@ -144,13 +147,61 @@ def _flush_at_exit() -> None:
     # callbacks run after that.
     register = getattr(threading, "_register_atexit", atexit.register)
     register(lambda: flush(None))
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if on_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _sigterm_is_free():
         signal.signal(signal.SIGTERM, _flush_and_end)
+        _watch_for_sigterm()
+
+
+def _sigterm_is_free() -> bool:
+    # jax.distributed takes SIGTERM in C++, unseen by `signal`, and reads it as a preemption
+    # notice (`reached_preemption_sync_point`). The process does not end by it then.
+    import jax
+
+    return (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        and not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service)
+    )
 
 
 def _flush_and_end(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):
         flush(None)
-    signal.signal(number, signal.SIG_DFL)
+    _end_by(number)
+
+
+def _end_by(number: int) -> None:
+    # `signal.signal` works on the main thread only.
+    ctypes.CDLL(None).signal(number, 0)  # SIG_DFL
     os.kill(os.getpid(), number)
+
+
+def _watch_for_sigterm() -> None:
+    """Flush and end also while the main thread is inside a computation.
+
+    Python runs handlers between two bytecodes of the main thread; one that waits for a dead
+    peer's collective may never get there.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    others = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    if others != -1:
+        signal.set_wakeup_fd(others)
+        os.close(reader)
+        os.close(writer)
+        return
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            ours = signal.getsignal(signal.SIGTERM) is _flush_and_end
+            if number[0] == signal.SIGTERM and ours:
+                _flush_and_end(signal.SIGTERM, None)
+
+    def let_go() -> None:
+        # A forked child shares the pipe: its own SIGTERM would end the parent.
+        other = signal.set_wakeup_fd(-1)
+        if other != writer:
+            signal.set_wakeup_fd(other)
+
+    os.register_at_fork(after_in_child=let_go)
+    threading.Thread(target=watch, name="hotstart-sigterm", daemon=True).start()

@@ -21,6 +21,7 @@ import json
 import re
 import struct
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from hotstart.cache.errors import DigestMismatch, NotAnEntry, WrongKey
 
@@ -89,12 +90,35 @@ def decode(key: str, data: bytes) -> Entry:
     payload = view[head_size + _DIGEST_BYTES :]
     if _digest(view[:head_size], payload) != view[head_size : head_size + _DIGEST_BYTES]:
         raise DigestMismatch(f"entry of {key}: the bytes differ from their digest")
-    header = json.loads(bytes(view[_PREFIX.size : head_size]))
-    if header["key"] != key:
-        raise WrongKey(f"entry of {key}: holds the entry of {header['key']}")
-    known = {f.name for f in fields(EntryMeta)}
-    meta = EntryMeta(**{k: v for k, v in header["meta"].items() if k in known})
+    written_key, meta = _parse_header(key, bytes(view[_PREFIX.size : head_size]))
+    if written_key != key:
+        raise WrongKey(f"entry of {key}: holds the entry of {written_key}")
     return Entry(key, bytes(payload), meta)
+
+
+def _parse_header(key: str, header: bytes) -> tuple[str, EntryMeta]:
+    # A right digest shows that the bytes are as written, not that hotstart wrote them.
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise NotAnEntry(f"entry of {key}: the header is not JSON") from error
+    match content:
+        case {"key": str(written_key), "meta": dict(meta)}:
+            return written_key, _meta(key, meta)
+    raise NotAnEntry(f"entry of {key}: the header has no key or no meta")
+
+
+def _meta(key: str, meta: dict[str, Any]) -> EntryMeta:
+    compile_s = meta.get("compile_s", 0.0)
+    texts = {f.name: meta.get(f.name, "") for f in fields(EntryMeta) if f.name != "compile_s"}
+    if not _is_duration(compile_s) or not all(isinstance(text, str) for text in texts.values()):
+        raise NotAnEntry(f"entry of {key}: the meta in its header is not what hotstart writes")
+    return EntryMeta(float(compile_s), **texts)
+
+
+def _is_duration(value: object) -> bool:
+    # The bounds keep NaN, infinities and what is too large for a float out of the counters.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 def _digest(head: bytes | memoryview, payload: bytes | memoryview) -> bytes:
@@ -104,4 +128,4 @@ def _digest(head: bytes | memoryview, payload: bytes | memoryview) -> bytes:
 
 
 def _hex(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

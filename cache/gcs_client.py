@@ -7,7 +7,9 @@ listing caches and its conveniences of several requests stay unused.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import concurrent.futures.thread  # with the rest of gcsfs it could not be imported at exit
 import contextlib
 import json
 import os
@@ -15,13 +17,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, TransientError
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 1.0
 
 
 class NotFound(StoreError):
@@ -38,28 +41,46 @@ class _HttpFailure(Exception):
         self.status = status
 
 
-@dataclass(frozen=True)
-class _Connection:
-    """A gcsfs file system and the process that it belongs to."""
+@dataclass
+class _Connections:
+    """This process's gcsfs file systems by endpoint: one session each, shared by all stores."""
 
-    filesystem: Any
-    pid: int
-
-
-_connect_lock = threading.Lock()
-_connections_of_parents: list[_Connection] = []
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    filesystems: dict[str | None, Any] = field(default_factory=dict)
+    inherited: list[Any] = field(default_factory=list)
+    is_exiting: bool = False
 
 
-def _renew_lock_in_child() -> None:
-    global _connect_lock
-    _connect_lock = threading.Lock()
+_connections = _Connections()
 
 
-os.register_at_fork(after_in_child=_renew_lock_in_child)
+def _start_anew_in_child() -> None:
+    # The thread with the event loop is not in the child. What used it is kept, not closed: the
+    # sockets are the parent's.
+    global _connections
+    inherited = [*_connections.inherited, *_connections.filesystems.values()]
+    _connections = _Connections(inherited=inherited)
+
+
+def _close_at_exit() -> None:
+    _connections.is_exiting = True
+    for filesystem in _connections.filesystems.values():
+        _close(filesystem)
+
+
+def _close(filesystem: Any) -> None:
+    if filesystem.session is not None and not filesystem.session.closed:
+        closing = asyncio.run_coroutine_threadsafe(filesystem.session.close(), filesystem.loop)
+        with contextlib.suppress(TimeoutError):
+            closing.result(timeout=CLOSE_TIMEOUT_S)
+
+
+os.register_at_fork(after_in_child=_start_anew_in_child)
+atexit.register(_close_at_exit)
 
 
 class GcsClient:
-    """Sends requests; makes its connection with the first one, and anew in a forked child.
+    """Sends requests; the first one of a process makes the connection.
 
     `emulator` is a host or URL as in `STORAGE_EMULATOR_HOST`; empty for Google's own.
     """
@@ -69,7 +90,6 @@ class GcsClient:
             self._endpoint = None
         else:
             self._endpoint = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
-        self._connection: _Connection | None = None
 
     def request(
         self,
@@ -92,7 +112,7 @@ class GcsClient:
         deadline = time.monotonic() + timeout_s
         future: concurrent.futures.Future[tuple[Mapping[str, str], bytes]] | None = None
         try:
-            filesystem = self._filesystem()
+            filesystem = _filesystem(self._endpoint)
             if path.startswith("upload/"):
                 base = filesystem.base.removesuffix("storage/v1/")
                 path = f"{base}upload/storage/v1/{path.removeprefix('upload/')}"
@@ -100,7 +120,10 @@ class GcsClient:
                 method, path, *path_parts, headers=headers, data=data, **parameters
             )
             future = asyncio.run_coroutine_threadsafe(call, filesystem.loop)
-            return future.result(timeout=max(0.0, deadline - time.monotonic()))
+            answer = future.result(timeout=max(0.0, deadline - time.monotonic()))
+            if _connections.is_exiting:  # nobody closes it after us
+                _close(filesystem)
+            return answer
         except Exception as error:
             if future is not None and not future.done():
                 raise TransientError(
@@ -111,19 +134,17 @@ class GcsClient:
             if future is not None:
                 future.cancel()  # nothing, where it has ended
 
-    def _filesystem(self) -> Any:
-        connection = self._connection
-        if connection is not None and connection.pid == os.getpid():
-            return connection.filesystem
-        with _connect_lock:
-            connection = self._connection
-            if connection is None or connection.pid != os.getpid():
-                if connection is not None:
-                    # Never collected: its finalizer would use the parent's event loop.
-                    _connections_of_parents.append(connection)
-                connection = _Connection(_new_filesystem(self._endpoint), os.getpid())
-                self._connection = connection
-        return connection.filesystem
+
+def _filesystem(endpoint: str | None) -> Any:
+    connections = _connections
+    filesystem = connections.filesystems.get(endpoint)
+    if filesystem is None:
+        with connections.lock:
+            filesystem = connections.filesystems.get(endpoint)
+            if filesystem is None:
+                filesystem = _new_filesystem(endpoint)
+                connections.filesystems[endpoint] = filesystem
+    return filesystem
 
 
 def _new_filesystem(endpoint: str | None) -> Any:
@@ -175,7 +196,6 @@ def _new_filesystem(endpoint: str | None) -> Any:
         _session: aiohttp.ClientSession | None
 
         async def _set_session(self) -> aiohttp.ClientSession:
-            # gcsfs closes its session in a finalizer, at exit maybe before the last flush.
             if self._session is not None and self._session.closed:
                 self._session = None
             if self._session is None:
@@ -184,6 +204,10 @@ def _new_filesystem(endpoint: str | None) -> Any:
                     session_kwargs["connector"] = aiohttp.TCPConnector(resolver=Resolver())
                 self.session_kwargs = session_kwargs
             return await super()._set_session()
+
+        @staticmethod
+        def close_session(*_: object) -> None:
+            """Not when gcsfs' finalizer wants it, which may be before the last flush."""
 
     return FileSystem(
         token="anon" if endpoint else None,

@@ -85,6 +85,13 @@ class JaxLink:
 
     def install(self) -> None:
         """Put the cache in place; raises `UnsupportedJax` with nothing changed."""
+        try:
+            self._install()
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            self.uninstall()
+            raise _unfamiliar(f"what it has inside ({error})") from error
+
+    def _install(self) -> None:
         from jax._src import cache_key, compilation_cache, compiler
 
         _check(compiler=compiler, cache_key=cache_key, compilation_cache=compilation_cache)
@@ -258,30 +265,31 @@ def _backend(
     return Backend()
 
 
-def _check(**modules: Any) -> None:
+def _unfamiliar(what: str) -> UnsupportedJax:
     import jax
 
-    def unfamiliar(what: str) -> UnsupportedJax:
-        return UnsupportedJax(
-            f"JAX {jax.__version__} is not one that this hotstart knows: {what} differs. "
-            "JAX's own cache stays in use; upgrade hotstart, or use JAX 0.10 to 0.12."
-        )
+    return UnsupportedJax(
+        f"JAX {jax.__version__} is not one that this hotstart knows: {what} differs. "
+        "JAX's own cache stays in use; upgrade hotstart, or use JAX 0.10 to 0.12."
+    )
 
+
+def _check(**modules: Any) -> None:
     for (module, name), expected in _EXPECTED.items():
         function = getattr(modules[module], name, None)
         if function is None:
-            raise unfamiliar(f"{module}.{name}")
+            raise _unfamiliar(f"{module}.{name}")
         parameters = tuple(inspect.signature(function).parameters)
         if parameters[: len(expected)] != expected:
-            raise unfamiliar(f"{module}.{name}{parameters}")
+            raise _unfamiliar(f"{module}.{name}{parameters}")
     if set(inspect.signature(modules["compiler"]._cache_write).parameters) - {
         *_CACHE_WRITE,
         "host_callbacks",
     }:
-        raise unfamiliar("compiler._cache_write")
+        raise _unfamiliar("compiler._cache_write")
     for name in ("_cache", "_cache_initialized"):
         if not hasattr(modules["compilation_cache"], name):
-            raise unfamiliar(f"compilation_cache.{name}")
+            raise _unfamiliar(f"compilation_cache.{name}")
 
 
 def _alive_executables() -> tuple[str, ...]:

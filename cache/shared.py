@@ -146,8 +146,10 @@ class SharedCache:
             if tier is None or (tier is self._store and not self._writable):
                 continue
             try:
-                if unloadable or (bad and not _is_sound(tier, pending.key)):
+                if unloadable:
                     _discard(tier, name)
+                elif bad:
+                    _discard_unless_sound(tier, pending.key)
                 if tier.create(name, data) and tier is self._store:
                     self._counters.add(written_bytes=len(data))
             except StoreError as error:
@@ -166,16 +168,20 @@ class SharedCache:
 
 
 def _discard(store: Store, name: str) -> None:
-    """Remove a bad object, unless somebody has replaced it since it was looked at."""
+    """Remove an object."""
     found = store.stat(name)
     if found is not None:
         store.delete(name, found.generation)
 
 
-def _is_sound(store: Store, key: str) -> bool:
-    """Whether a peer has replaced the bad entry of `key` already."""
-    data = store.get(entry_name(key))
+def _discard_unless_sound(store: Store, key: str) -> None:
+    """Remove the bad entry of `key`, unless a peer has replaced it already."""
+    name = entry_name(key)
+    found = store.stat(name)  # before the bytes: what they show is true of this or a later one
+    data = None if found is None else store.get(name)
+    if found is None or data is None:
+        return
     try:
-        return data is not None and bool(decode(key, data))
+        decode(key, data)
     except EntryError:
-        return False
+        store.delete(name, found.generation)

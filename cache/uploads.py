@@ -55,7 +55,10 @@ class Uploads:
         self._workers: list[threading.Thread] = []
 
     def submit(self, pending: Pending) -> None:
-        """Queue an entry; returns at once unless the budget is full."""
+        """Queue an entry; returns at once unless the budget is full, or in a forked child."""
+        if os.getpid() != self._pid:
+            self._write(pending)
+            return
         with self._changed:
             fits = self._open_bytes + len(pending.payload) <= self._budget_bytes
             if fits:
@@ -72,6 +75,8 @@ class Uploads:
 
     def find(self, key: str) -> Pending | None:
         """The entry of `key` if it is still on its way."""
+        if os.getpid() != self._pid:  # the parent may have held the lock when it forked
+            return None
         with self._changed:
             return self._open.get(key)
 

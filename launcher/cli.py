@@ -83,8 +83,10 @@ def launch(
     if dry_run:
         _print_dry_run(loaded, as_json)
         return
+    from hotstart.launcher.cluster import check_address
     from hotstart.launcher.launch import new_run
 
+    check_address(address)
     _follow(new_run(loaded), address, as_json)
 
 
@@ -100,9 +102,83 @@ def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -
 
     RUN is a run's name or `latest`. The working folder does not matter.
     """
+    from hotstart.launcher.cluster import check_address
     from hotstart.launcher.launch import reopen_run
 
+    check_address(address)
     _follow(reopen_run(_runs_location(run_dir), run), address, as_json)
+
+
+@main.command(epilog="\b\nExamples:\n"
+              "  hotstart submit job.yaml --bucket gs://bucket --address http://head:8265\n"
+              "  hotstart submit job.yaml workers=4 --bucket gs://bucket/team --no-wait\n\n"
+              + _EXIT_CODES)  # fmt: skip
+@click.argument("job", metavar="JOB.yaml")
+@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option(
+    "--bucket",
+    required=True,
+    metavar="gs://...",
+    help="Sets cache.location to BUCKET/cache and run_dir to BUCKET/runs; a.b=c wins.",
+)
+@click.option(
+    "--address",
+    metavar="URL",
+    help="Ray's dashboard [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else "
+    "http://127.0.0.1:8265].",
+)
+@click.option("--no-wait", is_flag=True, help="Don't follow the job to its end.")
+@_as_json
+def submit(
+    job: str,
+    overrides: tuple[str, ...],
+    bucket: str,
+    address: str | None,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Send the job that JOB.yaml describes to a Ray cluster and follow it to its end.
+
+    The folder of JOB.yaml is sent with it, and so is hotstart; what it depends on, jax included,
+    must be on the cluster. Ctrl-C stops following; the job goes on.
+    """
+    from hotstart.launcher.shipment import prepare
+    from hotstart.launcher.submit import RayJobs
+
+    submission = prepare(job, overrides, bucket)
+    jobs = RayJobs(address)
+    _say(f"submitting {submission.folder} as {submission.submission_id} to {jobs.address}")
+    jobs.submit(submission)
+    ray_job = f"--address {jobs.address} {submission.submission_id}"
+    found: dict[str, Any] = {
+        "run": submission.run,
+        "submission_id": submission.submission_id,
+        "address": jobs.address,
+        "run_dir": submission.run_dir,
+        "status": "SUBMITTED",
+        "exit_code": None,
+        "reason": None,
+    }
+    exit_code = 0
+    if not no_wait:
+        stream = sys.stderr if as_json else sys.stdout
+        try:
+            ending = jobs.follow(
+                submission.submission_id, lambda text: click.echo(text, stream, nl=False)
+            )
+            exit_code = int(ending.exit_code)
+            found |= {"status": ending.status, "exit_code": exit_code, "reason": ending.reason}
+            _say(f"{submission.submission_id} {ending.status}: {ending.reason}")
+        except KeyboardInterrupt:
+            exit_code, no_wait = 130, True
+            _say("stopped following; the job goes on")
+    if no_wait:
+        _say(f"follow it with: ray job logs --follow {ray_job}")
+        _say(f"stop it with: ray job stop {ray_job}")
+    _say(f"report: hotstart report {submission.run} --run-dir {submission.run_dir}")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    sys.exit(exit_code)
 
 
 @main.command(epilog="\b\nExamples:\n  hotstart runs\n  hotstart runs --run-dir gs://bucket/runs")
@@ -233,6 +309,10 @@ def _print_dry_run(job: LoadedJob, as_json: bool) -> None:
     for share in shares:
         indices = ", ".join(map(str, share.processes))
         click.echo(f"#   host {share.host_index}: process {indices}; {describe(share.bundle)}")
+
+
+def _say(text: str) -> None:
+    click.echo(f"hotstart {text}", err=True)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hotstart.launcher.errors import ClusterUnreachable
@@ -16,6 +18,10 @@ from hotstart.launcher.guard import Guard
 logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 512 << 20
+_PROBE_S = 5.0
+_EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # length, type 4, flags, stream
+# A Unix socket's path has 107 bytes at most, of which Ray's session and socket names take 86.
+_TEMP_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,9 @@ class Connection:
 def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connection]:
     """A connection to Ray for the length of the block.
 
-    `address` is what `--address` says: None takes `RAY_ADDRESS`, else a cluster that runs on
-    this machine, else starts Ray here with at least the resources `needed`; `local` always
-    starts it here. Blocks for some seconds. Raises `ClusterUnreachable`.
+    `address` is what `--address` says: None takes `RAY_ADDRESS`, else the cluster that `ray
+    start` has started on this machine, else starts Ray here with at least the resources
+    `needed`; `local` always starts it here. Blocks for some seconds. Raises `ClusterUnreachable`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -45,22 +51,15 @@ def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connec
         "configure_logging": False,
     }
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    embedded = address == "local"
-    if not embedded:
-        try:
-            ray.init(address=address, **options)
-        except Exception as error:
-            if address != "auto":
-                raise ClusterUnreachable(
-                    f"cannot connect to Ray at {address}: {_first_line(error)}; check --address "
-                    "and RAY_ADDRESS, or give --address local to start Ray here"
-                ) from error
-            embedded = True
+    if address == "auto":
+        address = _started_here() or "local"
     guard = None
-    if embedded:
+    if address == "local":
         guard = _start_here(options, needed)
+    else:
+        _join(address, options)
     try:
-        yield Connection(ray.get_runtime_context().gcs_address, embedded)
+        yield Connection(ray.get_runtime_context().gcs_address, guard is not None)
     finally:
         with contextlib.suppress(Exception):
             ray.shutdown()
@@ -68,12 +67,82 @@ def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connec
             guard.close(timeout_s=5)
 
 
+def check_address(address: str | None) -> None:
+    """Raise `ClusterUnreachable` where no Ray answers at a `host:port` that was asked for.
+
+    Blocks for at most some seconds and does not import Ray, so that nothing need be started or
+    recorded before it is known. `address` is what `connect` takes.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if address in ("auto", "local") or "://" in address:
+        return
+    try:
+        _knock(address)
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    import ray
+
+    check_address(address)  # Ray itself would retry for minutes, and Ctrl-C would have to wait
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ClusterUnreachable:
+    return ClusterUnreachable(
+        f"cannot connect to Ray at {address}: {_first_line(error)}; check --address and "
+        "RAY_ADDRESS, or give --address local to start Ray here"
+    )
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError where no gRPC server answers at `host:port`.
+
+    HTTP/2's first bytes and an empty SETTINGS frame, which a server must answer by one of its
+    own (RFC 9113, section 3.4). Behind TLS only the port is tried.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("expected host:port")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S) as end:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        end.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _EMPTY_SETTINGS)
+        answer = end.recv(9, socket.MSG_WAITALL)
+    if answer[3:4] != _EMPTY_SETTINGS[3:4]:
+        raise ValueError("what listens there is not Ray's GCS (its usual port is 6379)")
+
+
+def _started_here() -> str | None:
+    """The address that `ray start` left in its file, if somebody listens there.
+
+    Ray's own `auto` also finds the Ray that another launch has embedded, which is not ours to
+    use: it ends with that launch. The file: ray's `ray_current_cluster` (docs.ray.io, ray.init).
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        address = Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        _knock(address)
+    except (OSError, ValueError):
+        return None
+    return address
+
+
+def _temp_base() -> str | None:
+    """Where Ray's folder goes: None for the usual place, /tmp where that one's path is too long."""
+    return None if len(os.fsencode(tempfile.gettempdir())) <= _TEMP_BYTES else "/tmp"
+
+
 def _start_here(options: dict[str, Any], needed: Mapping[str, float]) -> Guard:
     """Start Ray in a folder of its own, which the guard removes even after kill -9."""
     import ray
 
     guard = Guard()
-    folder = tempfile.mkdtemp(prefix="hotstart-ray-")
+    folder = tempfile.mkdtemp(prefix="hotstart-ray-", dir=_temp_base())
     guard.watch_folder(folder)
     custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "memory")}
     ray.init(

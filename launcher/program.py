@@ -44,7 +44,8 @@ def print_traceback(error: Exception) -> None:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename in _OWN_FILES:
         traceback = traceback.tb_next
-    sys.excepthook(type(error), error, traceback or error.__traceback__)
+    shown = error.with_traceback(traceback or error.__traceback__)  # the hook looks only there
+    sys.excepthook(type(shown), shown, shown.__traceback__)
 
 
 def _run_script(path: str) -> None:

@@ -82,6 +82,10 @@ class GcsProxy:
         """Add faults; of those that match a request the first is taken."""
         self._control("POST", "faults", [asdict(fault) for fault in faults])
 
+    def faults_left(self) -> int:
+        """How many injected faults have not all been taken yet."""
+        return len(self._control("GET", "faults"))
+
     def reset(self) -> None:
         """Forget the logged requests and the faults that are left."""
         self._control("POST", "reset")
@@ -157,6 +161,8 @@ class _Proxy:
         action = request.match_info["action"]
         if action == "requests":
             return web.json_response([asdict(logged) for logged in self._log])
+        if action == "faults" and request.method == "GET":
+            return web.json_response([asdict(fault) for fault in self._faults])
         if action == "faults":
             self._faults += [Fault(**item) for item in await request.json()]
         elif action == "reset":
@@ -226,7 +232,7 @@ class _Proxy:
                 request.method,
                 URL(self._target + request.raw_path, encoded=True),
                 headers=_end_to_end(request.headers),
-                data=self._upload(exchange) if request.can_read_body else None,
+                data=self._upload(exchange) if request.body_exists else None,
                 allow_redirects=False,
             ) as answer:
                 if fault and kind == "commit_then_status":

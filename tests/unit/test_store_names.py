@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.errors import InvalidLocation
 from hotstart.cache.gcs import GcsStore

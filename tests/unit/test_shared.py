@@ -1,0 +1,424 @@
+"""One process's cache over its tiers: the order of reading, repair, and trouble."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hotstart.cache.counters import CacheStats, Counters
+from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_name
+from hotstart.cache.errors import AccessDenied, CacheRequired, StoreError, TransientError
+from hotstart.cache.shared import SharedCache, Tiers
+from hotstart.cache.store import ObjectStat
+
+from tests.support.memory_store import MemoryStore
+
+pytestmark = pytest.mark.unit
+
+KEY = "jit_step-" + "ab" * 32
+NAME = entry_name(KEY)
+META = EntryMeta(compile_s=2.5, jax="0.10.2", writer="host/1")
+PATIENCE_S = 20.0
+
+
+class SpyStore(MemoryStore):
+    """A store in memory that notes each call and fails or waits when told."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.calls: list[str] = []
+        self.errors: dict[str, StoreError] = {}
+        self.open = threading.Event()
+        self.open.set()
+
+    def get(self, name: str) -> bytes | None:
+        self._enter("get")
+        return super().get(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._enter("create")
+        assert self.open.wait(PATIENCE_S)
+        return super().create(name, data)
+
+    def delete(self, name: str, generation: int) -> bool:
+        self._enter("delete")
+        return super().delete(name, generation)
+
+    def list(self, prefix: str) -> Iterator[ObjectStat]:
+        self._enter("list")
+        return super().list(prefix)
+
+    def stat(self, name: str) -> ObjectStat | None:
+        self._enter("stat")
+        return super().stat(name)
+
+    def bytes_of(self, name: str) -> bytes | None:
+        """What is there, unnoted."""
+        return super().get(name)
+
+    def fill(self, name: str, data: bytes) -> None:
+        """Put bytes there, over others if need be, unnoted."""
+        found = super().stat(name)
+        if found is not None:
+            super().delete(name, found.generation)
+        super().create(name, data)
+
+    def _enter(self, operation: str) -> None:
+        self.calls.append(operation)
+        if operation in self.errors:
+            raise self.errors[operation]
+
+
+class Rig:
+    """A cache over two stores; `node` is None for a cache without a node directory."""
+
+    def __init__(self, *, with_node: bool = True, **settings: bool) -> None:
+        self.store = SpyStore("memory://store")
+        self.node = SpyStore("memory://node")
+        self.counters = Counters()
+        tiers = Tiers(self.store, self.node if with_node else None)
+        self.cache = SharedCache(tiers, self.counters, **settings)
+
+    def put(self, payload: bytes = b"compiled here") -> None:
+        self.cache.put(KEY, payload, META)
+        assert self.cache.flush(PATIENCE_S)
+
+    @property
+    def stats(self) -> CacheStats:
+        return self.counters.snapshot()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def sound(payload: bytes = b"stored") -> bytes:
+    return encode(KEY, payload, META)
+
+
+def corrupt() -> bytes:
+    data = bytearray(sound())
+    data[-1] ^= 1
+    return bytes(data)
+
+
+# Reading
+
+
+def test_get_of_nothing_is_none_and_asks_node_then_store_once(rig):
+    assert rig.cache.get(KEY) is None
+
+    assert (rig.node.calls, rig.store.calls) == (["get"], ["get"])
+    assert rig.stats == CacheStats()
+
+
+def test_get_pending_entry_asks_no_store(rig):
+    rig.store.open.clear()
+    rig.cache.put(KEY, b"compiled here", META)
+    rig.node.fill(NAME, sound(b"of another"))
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"compiled here", META)
+    assert "get" not in rig.node.calls + rig.store.calls
+
+    rig.store.open.set()
+    assert rig.cache.flush(PATIENCE_S)
+
+
+def test_get_from_the_node_does_not_ask_the_store_or_count_bytes(rig):
+    rig.node.fill(NAME, sound(b"in node"))
+    rig.store.fill(NAME, sound(b"in store"))
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"in node", META)
+
+    assert rig.store.calls == []
+    assert rig.stats == CacheStats()
+
+
+def test_get_from_the_store_is_one_request_and_fills_the_node(rig):
+    rig.store.fill(NAME, sound())
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+
+    assert rig.store.calls == ["get"]
+    assert rig.node.bytes_of(NAME) == sound()
+    assert rig.stats == CacheStats(read_bytes=len(sound()))
+    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    assert rig.store.calls == ["get"]
+
+
+def test_get_without_a_node_reads_the_store_each_time():
+    rig = Rig(with_node=False)
+    rig.store.fill(NAME, sound())
+
+    assert [rig.cache.get(KEY).payload for _ in range(2)] == [b"stored", b"stored"]
+    assert rig.store.calls == ["get", "get"]
+
+
+# Writing
+
+
+def test_put_returns_while_the_store_is_slow_and_flush_says_so(rig):
+    rig.store.open.clear()
+
+    rig.cache.put(KEY, b"compiled here", META)
+
+    assert rig.cache.flush(0.05) is False
+    rig.store.open.set()
+    assert rig.cache.flush(PATIENCE_S) is True
+    assert rig.store.bytes_of(NAME) == sound(b"compiled here")
+
+
+def test_put_makes_one_create_a_tier_and_counts_the_stores_bytes(rig):
+    rig.put()
+
+    assert (rig.node.calls, rig.store.calls) == (["create"], ["create"])
+    assert decode(KEY, rig.store.bytes_of(NAME)) == Entry(KEY, b"compiled here", META)
+    assert rig.node.bytes_of(NAME) == rig.store.bytes_of(NAME)
+    assert rig.stats == CacheStats(written_bytes=len(sound(b"compiled here")))
+
+
+def test_put_after_another_writer_keeps_theirs_and_counts_no_bytes(rig):
+    rig.store.fill(NAME, sound(b"theirs"))
+
+    rig.put()
+
+    assert rig.store.bytes_of(NAME) == sound(b"theirs")
+    assert rig.store.calls == ["create"]
+    assert rig.stats == CacheStats()
+
+
+def test_read_only_put_fills_the_node_and_sends_the_store_nothing():
+    rig = Rig(writable=False)
+
+    rig.put()
+
+    assert rig.store.calls == []
+    assert decode(KEY, rig.node.bytes_of(NAME)).payload == b"compiled here"
+
+
+def test_read_only_get_fills_the_node():
+    rig = Rig(writable=False)
+    rig.store.fill(NAME, sound())
+
+    assert rig.cache.get(KEY).payload == b"stored"
+
+    assert rig.node.bytes_of(NAME) == sound()
+    assert rig.store.calls == ["get"]
+
+
+def test_read_only_bad_entry_of_the_store_is_left_there_and_shadowed_by_the_node():
+    rig = Rig(writable=False)
+    rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+
+    rig.put()
+
+    assert rig.store.calls == ["get"]
+    assert rig.store.bytes_of(NAME) == corrupt()
+    assert rig.cache.get(KEY).payload == b"compiled here"
+
+
+# Repair
+
+BAD = {
+    "corrupt": corrupt(),
+    "truncated": sound()[:-3],
+    "empty": b"",
+    "garbage": b"garbage" * 20,
+    "of another key": encode("jit_other-" + "cd" * 32, b"other", META),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_bad_node_entry_is_dropped_and_read_again_from_the_store(rig, caplog, bad):
+    rig.node.fill(NAME, bad)
+    rig.store.fill(NAME, sound())
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+
+    assert rig.node.bytes_of(NAME) == sound()
+    assert rig.stats == CacheStats(errors=1, read_bytes=len(sound()))
+    (message,) = caplog.messages
+    assert message.startswith(f"{NAME} in memory://node: entry of {KEY}: ")
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_bad_store_entry_is_a_counted_miss_and_the_next_put_replaces_it(rig, caplog, bad):
+    rig.store.fill(NAME, bad)
+
+    assert rig.cache.get(KEY) is None
+    assert rig.stats == CacheStats(errors=1, read_bytes=len(bad))
+    (message,) = caplog.messages
+    assert message.startswith(f"{NAME} in memory://store: entry of {KEY}: ")
+    assert rig.node.bytes_of(NAME) is None
+
+    rig.put()
+
+    assert rig.store.bytes_of(NAME) == sound(b"compiled here")
+    assert rig.stats.written_bytes == len(sound(b"compiled here"))
+    assert rig.cache.get(KEY).payload == b"compiled here"
+
+
+def test_bad_store_entry_that_a_peer_has_replaced_is_left_to_the_peer(rig):
+    rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+    rig.store.fill(NAME, sound(b"of the peer"))
+    rig.store.calls.clear()
+
+    rig.put()
+
+    assert rig.store.bytes_of(NAME) == sound(b"of the peer")
+    assert "delete" not in rig.store.calls
+    assert rig.stats.written_bytes == 0
+
+
+def test_bad_store_entry_that_a_peer_replaces_while_it_is_looked_at_is_left_to_the_peer(rig):
+    rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+
+    def get_then_peer_writes(name: str) -> bytes | None:
+        data = SpyStore.get(rig.store, name)
+        rig.store.fill(NAME, sound(b"of the peer"))
+        return data
+
+    rig.store.get = get_then_peer_writes
+    rig.put()
+
+    assert rig.store.bytes_of(NAME) == sound(b"of the peer")
+
+
+def test_bad_store_entry_is_replaced_once_and_the_next_put_deletes_nothing(rig):
+    rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+    rig.put()
+    rig.store.calls.clear()
+
+    rig.put()
+
+    assert rig.store.calls == ["create"]
+
+
+@pytest.mark.parametrize("tier", ["node", "store"])
+def test_put_of_a_key_that_was_served_replaces_it_in_both_tiers(rig, tier):
+    getattr(rig, tier).fill(NAME, sound(b"verifies, does not load"))
+    assert rig.cache.get(KEY).payload == b"verifies, does not load"
+
+    rig.put()
+
+    assert rig.node.bytes_of(NAME) == sound(b"compiled here")
+    assert rig.store.bytes_of(NAME) == sound(b"compiled here")
+    assert rig.cache.get(KEY).payload == b"compiled here"
+
+
+def test_put_of_a_key_that_was_not_served_deletes_nothing(rig):
+    rig.node.fill(NAME, sound())
+    rig.store.fill(NAME, sound())
+
+    rig.put()
+
+    assert (rig.node.calls, rig.store.calls) == (["create"], ["create"])
+
+
+# Trouble
+
+DENIED = AccessDenied("cannot read memory://store: HTTP 403")
+
+
+def test_store_errors_are_each_counted_and_warned_of_once(rig, caplog):
+    caplog.set_level(logging.DEBUG)
+    rig.store.errors = {"get": DENIED, "create": DENIED}
+
+    assert [rig.cache.get(KEY) for _ in range(2)] == [None, None]
+    rig.put()
+
+    assert rig.stats == CacheStats(errors=3)
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        f"cannot read {NAME} in memory://store, going on without: "
+        "cannot read memory://store: HTTP 403"
+    ]
+    assert len(caplog.records) == 3
+    assert rig.cache.get(KEY).payload == b"compiled here"  # by the node
+
+
+def test_node_errors_do_not_hide_the_store(rig):
+    rig.node.errors = dict.fromkeys(("get", "create", "stat"), TransientError("disk"))
+    rig.store.fill(NAME, sound())
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    rig.put()
+
+    assert rig.stats.errors == 3
+
+
+def test_bad_node_entry_that_cannot_be_dropped_is_still_not_served(rig):
+    rig.node.fill(NAME, corrupt())
+    rig.node.errors = {"delete": DENIED}
+    rig.store.fill(NAME, sound())
+
+    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+
+
+def test_bad_store_entry_that_may_not_be_deleted_stays_and_is_counted(rig):
+    rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+    rig.store.errors = {"delete": DENIED}
+
+    rig.put()
+
+    assert rig.store.bytes_of(NAME) == corrupt()
+    assert rig.stats.errors == 2
+    assert rig.cache.get(KEY).payload == b"compiled here"  # by the node
+
+
+def test_strict_get_with_an_unreadable_store_raises_cache_required():
+    rig = Rig(strict=True)
+    rig.store.errors = {"get": DENIED}
+
+    with pytest.raises(CacheRequired, match="HTTP 403") as raised:
+        rig.cache.get(KEY)
+
+    assert raised.value.__cause__ is DENIED
+    assert rig.stats == CacheStats(errors=1)
+
+
+def test_strict_get_that_the_node_answers_needs_no_store():
+    rig = Rig(strict=True)
+    rig.node.fill(NAME, sound())
+    rig.store.errors = {"get": DENIED}
+
+    assert rig.cache.get(KEY).payload == b"stored"
+
+
+def test_strict_miss_and_bad_entry_are_misses():
+    rig = Rig(strict=True)
+    assert rig.cache.get(KEY) is None
+    rig.store.fill(NAME, corrupt())
+
+    assert rig.cache.get(KEY) is None
+
+
+def test_get_and_put_from_many_threads_lose_nothing(rig):
+    keys = [f"jit_f{index}-{index:064x}" for index in range(40)]
+
+    def work(own: list[str]) -> None:
+        for key in own:
+            assert rig.cache.get(key) is None
+            rig.cache.put(key, key.encode(), META)
+            assert rig.cache.get(key).payload == key.encode()
+
+    threads = [threading.Thread(target=work, args=(keys[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert rig.cache.flush(PATIENCE_S)
+
+    stored = {found.name for found in rig.store.list("entries/")}
+    assert stored == {entry_name(key) for key in keys}
+    assert rig.stats.errors == 0
+    assert rig.stats.written_bytes == sum(
+        len(encode(key, key.encode(), META)) for key in keys
+    )
