@@ -26,7 +26,7 @@ def enable(
     strict: bool = False,
     min_compile_time_s: float = 0.0,
     node_dir: str | None = None,
-    max_size_bytes: int | None = None,
+    max_size_bytes: int | None = 50 << 30,
     deadline_s: float = 30.0,
     flush_timeout_s: float = 60.0,
 ) -> None:

@@ -23,8 +23,6 @@ from hotstart.cache.store import Store, normalize_location, open_store
 
 logger = logging.getLogger(__name__)
 
-_NODE_DIR_SIZE_BYTES = 20 << 30
-
 
 @dataclass(frozen=True)
 class _Active:
@@ -126,8 +124,7 @@ def _open_tiers(config: CacheConfig, counters: Counters) -> Tiers:
     node_dir = config.node_dir or default_node_dir(config.location)
     if node_dir is None:
         return Tiers(store)
-    size = config.max_size_bytes or _NODE_DIR_SIZE_BYTES
-    return Tiers(store, open_store(node_dir, max_size_bytes=size))
+    return Tiers(store, open_store(node_dir, max_size_bytes=config.max_size_bytes))
 
 
 def _require_readable(store: Store) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 
 Mode = Literal["read-write", "read-only"]
 
+DEFAULT_SIZE_BYTES = 50 << 30  # a directory without a bound grows for ever
+
 
 @dataclass(frozen=True)
 class CacheConfig:
@@ -20,8 +22,8 @@ class CacheConfig:
     min_compile_time_s: programs that compile faster than this are not stored.
     node_dir: a directory of this host in front of the location; None takes the default for a
         bucket and none for a directory.
-    max_size_bytes: bound of the node directory and of a directory location; None is no bound
-        for a location and 20 GiB for the node directory.
+    max_size_bytes: bound of the node directory and of a directory location, from which the
+        entries go that were used longest ago; None is no bound. Buckets have lifecycle rules.
     deadline_s: bound of one store operation, its retries included.
     flush_timeout_s: bound of a flush at exit.
     """
@@ -31,7 +33,7 @@ class CacheConfig:
     strict: bool = False
     min_compile_time_s: float = 0.0
     node_dir: str | None = None
-    max_size_bytes: int | None = None
+    max_size_bytes: int | None = DEFAULT_SIZE_BYTES
     deadline_s: float = 30.0
     flush_timeout_s: float = 60.0
 

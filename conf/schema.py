@@ -44,7 +44,7 @@ class CacheSection:
     strict: bool = False
     min_compile_time_s: float = field(default=0.0, metadata={"at_least": 0})
     node_dir: str | None = None
-    max_size: str | None = None
+    max_size: str | None = "50GiB"
     flush_timeout_s: float = field(default=60.0, metadata={"at_least": 0})
     deadline_s: float = field(default=30.0, metadata={"above": 0})
 

@@ -47,7 +47,7 @@ def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connec
     options: dict[str, Any] = {
         "namespace": "hotstart",
         "log_to_driver": False,
-        "logging_level": logging.WARNING,
+        "logging_level": logging.ERROR,
         "configure_logging": False,
     }
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -144,11 +144,11 @@ def _start_here(options: dict[str, Any], needed: Mapping[str, float]) -> Guard:
     guard = Guard()
     folder = tempfile.mkdtemp(prefix="hotstart-ray-", dir=_temp_base())
     guard.watch_folder(folder)
-    custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "memory")}
+    # What Ray can detect is left to it: a resource that is claimed here does not come to exist.
+    custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "TPU", "memory")}
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(-(-needed.get("CPU", 0) // 1))),
-        num_gpus=needed.get("GPU"),
         resources=custom or None,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,

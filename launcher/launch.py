@@ -153,7 +153,8 @@ def reopen_run(run_dir: str, name: str) -> Run:
 
 def program_of(config: JobConfig, folder: str) -> Program:
     """The user's program as the workers run it, in the folder that the job was launched from."""
-    path = (str(Path(config.script).parent),) if config.script else ()
+    # As `python script.py`: the folder of the file itself, where the script is a link.
+    path = (str(Path(config.script).resolve().parent),) if config.script else ()
     if config.working_dir:
         path = (*path, config.working_dir)
     return Program(config.script, config.entrypoint, tuple(config.args), path, folder)

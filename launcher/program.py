@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import types
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,16 @@ def print_traceback(error: Exception) -> None:
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename in _OWN_FILES:
         traceback = traceback.tb_next
-    shown = error.with_traceback(traceback or error.__traceback__)  # the hook looks only there
+    if traceback is None and not isinstance(error, SyntaxError):  # no frame of the program's
+        traceback = error.__traceback__
+    shown = error.with_traceback(traceback)  # the hook looks only there
     sys.excepthook(type(shown), shown, shown.__traceback__)
 
 
 def _run_script(path: str) -> None:
     main = types.ModuleType("__main__")
     main.__file__ = path
+    main.__loader__ = SourceFileLoader("__main__", path)
     main.__builtins__ = builtins  # type: ignore[attr-defined]
     sys.modules["__main__"] = main
     with io.open_code(str(Path(path))) as source:

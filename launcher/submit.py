@@ -112,7 +112,8 @@ class RayJobs:
         heard_s = clock()
         while True:
             try:
-                asyncio.run(self._tail(submission_id, log))
+                with _ray_logs_from(logging.WARNING):
+                    asyncio.run(self._tail(submission_id, log))
                 info = self._client.get_job_info(submission_id)
                 heard_s = clock()
                 if info.status.is_terminal():
