@@ -194,11 +194,21 @@ def _watch_for_sigterm() -> None:
             if number[0] == signal.SIGTERM and ours:
                 _flush_and_end(signal.SIGTERM, None)
 
+    # A forked child shares the pipe, so its own SIGTERM would end the parent: it waits until
+    # the child has let go.
+    masks = threading.local()
+
+    def hold_back() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
     def let_go() -> None:
-        # A forked child shares the pipe: its own SIGTERM would end the parent.
         other = signal.set_wakeup_fd(-1)
         if other != writer:
             signal.set_wakeup_fd(other)
+        go_on()
 
-    os.register_at_fork(after_in_child=let_go)
+    os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=let_go)
     threading.Thread(target=watch, name="hotstart-sigterm", daemon=True).start()

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hotstart.launcher.errors import ExitCode
 from hotstart.launcher.outcome import (
     AgentLost,
     Budgets,
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
+_TOLD_TO_STOP = "the launcher was told to stop"
 
 
 class Gang(Protocol):
@@ -99,34 +101,45 @@ class AttemptLoop:
 
     def run(self) -> GiveUp:
         """All attempts; the last decision. The gang is closed and the record written."""
-        budgets, without_step = self._settings.budgets, 0
         writes: list[Future[None]] = []
-        number = self._record.next_attempt()
         try:
-            while True:
-                outcome, stepped, reports = self._attempt(number)
-                without_step = 0 if stepped else without_step + 1
-                decision = decide(
-                    outcome,
-                    budgets,
-                    backoff_s=self._settings.backoff_s,
-                    failures_without_step=without_step,
-                    rng=self._rng,
-                )
-                writes.append(self._writer.submit(self._write_end, number, outcome, reports))
-                self._watcher.attempt_ended(number, outcome, decision)
-                if isinstance(decision, GiveUp):
-                    for write in writes:
-                        write.result()
-                    return decision
-                budgets = decision.budgets_left
-                self._pause(decision.delay_s)
-                number += 1
+            decision = self._run(writes)
+            for write in writes:
+                write.result()
+            return decision
         finally:
             self._drop_gang()
             self._writer.shutdown()
 
-    def _attempt(self, number: int) -> tuple[Outcome, bool, dict[int, dict[str, Any]]]:
+    def _run(self, writes: list[Future[None]]) -> GiveUp:
+        budgets, without_step = self._settings.budgets, 0
+        number = self._record.next_attempt()
+        while True:
+            ended = self._attempt(number)
+            if ended is None:
+                return GiveUp(ExitCode.INTERRUPTED, _TOLD_TO_STOP)
+            outcome, stepped, reports = ended
+            without_step = 0 if stepped else without_step + 1
+            decision = decide(
+                outcome,
+                budgets,
+                backoff_s=self._settings.backoff_s,
+                failures_without_step=without_step,
+                rng=self._rng,
+            )
+            writes.append(self._writer.submit(self._write_end, number, outcome, reports))
+            self._watcher.attempt_ended(number, outcome, decision)
+            if isinstance(decision, GiveUp):
+                return decision
+            budgets = decision.budgets_left
+            self._pause(decision.delay_s)
+            number += 1
+
+    def _attempt(self, number: int) -> tuple[Outcome, bool, dict[int, dict[str, Any]]] | None:
+        """One attempt: how it ended, whether all workers stepped, their reports.
+
+        None if it was never started, since the run was interrupted before.
+        """
         decided_at = self._clock()
         if self._gang is not None and self._gang.lost:
             self._drop_gang()
@@ -134,7 +147,7 @@ class AttemptLoop:
             self._gang = self._place()
         gang = self._gang
         if gang is None or self._is_interrupted():
-            return Outcome("interrupted", "the launcher was told to stop", None), False, {}
+            return None
         plan = self._plan(number, gang.fresh_coordinator())
         info = {
             "started_at_s": time.time(),
@@ -150,7 +163,7 @@ class AttemptLoop:
         self, gang: Gang, plan: AttemptPlan, decided_at: float
     ) -> tuple[Outcome, bool, dict[int, dict[str, Any]]]:
         exits: list[WorkerExit] = []
-        stepped: set[int] = set()
+        stepped: dict[int, Mapping[str, Any]] = {}
 
         def see(events: Sequence[tuple[int, Event]]) -> None:
             for attempt, event in events:
@@ -162,10 +175,12 @@ class AttemptLoop:
                     case WorkerExit():
                         exits.append(event)
                     case FirstStep():
-                        stepped.add(event.process_index)
+                        stepped[event.process_index] = event.report
                         if len(stepped) == plan.process_count:
                             seconds = self._clock() - decided_at
                             self._watcher.first_step(plan.attempt, seconds)
+                            reports = [stepped[index] for index in sorted(stepped)]
+                            self._writer.submit(self._record.first_step, plan.attempt, reports)
 
         outcome = None
         while outcome is None:
@@ -174,12 +189,11 @@ class AttemptLoop:
         if outcome.kind != "done":
             asked = outcome.kind == "interrupted"
             gang.stop(self._settings.stop_s if asked else _PEER_GRACE_S, ask=asked)
-        deadline = self._clock() + _LAST_WORDS_S
-        last_words = list(gang.events())
-        while last_words and self._clock() < deadline:
-            see(last_words)
-            last_words = list(gang.events())
         reports = gang.finish()
+        # What the agents had read by then is there at once; a long poll that finds nothing ends it.
+        deadline = self._clock() + _LAST_WORDS_S
+        while (last_words := list(gang.events())) and self._clock() < deadline:
+            see(last_words)
         # A lost node may have been noticed only after the errors that it caused.
         outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted()) or outcome
         return outcome, len(stepped) == plan.process_count, reports

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hotstart.launcher.errors import ClusterUnreachable
@@ -18,6 +22,7 @@ from hotstart.launcher.guard import Guard
 logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 512 << 20
+_MARK = "HOTSTART_EMBEDDED_RAY"
 _PROBE_S = 5.0
 _EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # length, type 4, flags, stream
 # A Unix socket's path has 107 bytes at most, of which Ray's session and socket names take 86.
@@ -33,12 +38,18 @@ class Connection:
 
 
 @contextlib.contextmanager
-def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connection]:
+def connect(
+    address: str | None,
+    needed: Mapping[str, float],
+    is_interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[Connection]:
     """A connection to Ray for the length of the block.
 
     `address` is what `--address` says: None takes `RAY_ADDRESS`, else the cluster that `ray
     start` has started on this machine, else starts Ray here with at least the resources
-    `needed`; `local` always starts it here. Blocks for some seconds. Raises `ClusterUnreachable`.
+    `needed`; `local` always starts it here. Blocks for some seconds; a signal that makes
+    `is_interrupted` true breaks that off, and then there is no connection in the block. Raises
+    `ClusterUnreachable`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -54,15 +65,24 @@ def connect(address: str | None, needed: Mapping[str, float]) -> Iterator[Connec
     if address == "auto":
         address = _started_here() or "local"
     guard = None
-    if address == "local":
-        guard = _start_here(options, needed)
-    else:
-        _join(address, options)
     try:
-        yield Connection(ray.get_runtime_context().gcs_address, guard is not None)
+        with _breakable():
+            if is_interrupted():  # by a signal that came before there was anything to break off
+                pass
+            elif address == "local":
+                guard = Guard()
+                _start_here(guard, options, needed)
+            else:
+                _join(address, options)
+        # Ray prints what its nodes have to say on standard output, which is the report's.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield Connection(address, guard is not None)
     finally:
         with contextlib.suppress(Exception):
-            ray.shutdown()
+            if guard is not None and ray.is_initialized():
+                _kill_monitor()
+            if guard is None or ray.is_initialized():
+                ray.shutdown()
         if guard is not None:
             guard.close(timeout_s=5)
 
@@ -137,13 +157,17 @@ def _temp_base() -> str | None:
     return None if len(os.fsencode(tempfile.gettempdir())) <= _TEMP_BYTES else "/tmp"
 
 
-def _start_here(options: dict[str, Any], needed: Mapping[str, float]) -> Guard:
-    """Start Ray in a folder of its own, which the guard removes even after kill -9."""
+def _start_here(guard: Guard, options: Mapping[str, Any], needed: Mapping[str, float]) -> None:
+    """Start Ray in a folder of its own; the guard ends it and removes that, even after kill -9."""
     import ray
 
-    guard = Guard()
     folder = tempfile.mkdtemp(prefix="hotstart-ray-", dir=_temp_base())
     guard.watch_folder(folder)
+    os.environ[_MARK] = folder
+    # Both: what Ray spawns for us inherits the mark, and what overwrites its environment by a
+    # process title, as Ray's own agents do, has its log open.
+    guard.watch_marked(_MARK, folder)
+    guard.watch_holders(folder)
     # What Ray can detect is left to it: a resource that is claimed here does not come to exist.
     custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "TPU", "memory")}
     ray.init(
@@ -155,7 +179,61 @@ def _start_here(options: dict[str, Any], needed: Mapping[str, float]) -> Guard:
         _temp_dir=folder,
         **options,
     )
-    return guard
+
+
+@contextlib.contextmanager
+def _breakable() -> Iterator[None]:
+    """Let SIGINT and SIGTERM break off what is inside, once their handlers have run.
+
+    Ray takes seconds to start. It also puts handlers of its own in place of ours (absl's failure
+    handler on SIGTERM), so ours are installed again afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def break_off(number: int, frame: FrameType | None) -> None:
+        handlers[number](number, frame)  # type: ignore[operator, misc]
+        now = signal.getsignal(number)
+        handlers[number] = handlers[number] if now is break_off else now  # it was replaced
+        raise _BrokenOff
+
+    for number, handler in handlers.items():
+        if callable(handler):
+            signal.signal(number, break_off)
+    unraisable = sys.unraisablehook
+
+    def pass_over(error: sys.UnraisableHookArgs) -> None:
+        if not isinstance(error.exc_value, _BrokenOff):  # lost in a fork hook, say: Ray starts
+            unraisable(error)
+
+    sys.unraisablehook = pass_over
+    try:
+        yield
+    except _BrokenOff:
+        logger.info("told to stop while connecting to Ray")
+    finally:
+        sys.unraisablehook = unraisable
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _BrokenOff(BaseException):
+    """A signal came while Ray started."""
+
+
+def _kill_monitor() -> None:
+    """End the autoscaler's monitor, which an embedded Ray has no use for.
+
+    `ray.shutdown` asks each of its processes and waits; this one takes a whole second.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid() and b"monitor.py" in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _first_line(error: BaseException) -> str:

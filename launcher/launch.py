@@ -71,7 +71,7 @@ class Run:
         self._ownership.keep(self.interrupt)
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
         try:
-            with cluster.connect(address, total(shares)):
+            with cluster.connect(address, total(shares), self._interrupted.is_set):
                 loop = AttemptLoop(
                     settings,
                     self.record,

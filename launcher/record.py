@@ -8,7 +8,8 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/owner/<epoch:08d>/00000000        the claim: decides who owns this epoch; never deleted
     <run>/owner/<epoch:08d>/<beat:08d>      the owner's latest beat; the one before it is deleted
     <run>/attempts/<n:05d>/start            attempt n began
-    <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i
+    <run>/attempts/<n:05d>/first_step       all workers' reports when each had done a step
+    <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i at its end
     <run>/attempts/<n:05d>/end              how attempt n ended
     <run>/end/<epoch:08d>                   the final state under this owner
 
@@ -24,7 +25,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from typing import Any
@@ -51,7 +52,7 @@ _PARALLEL_READS = 16
 
 _RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8})")
-_ATTEMPT_FACT = re.compile(r"(\d{5})/(?:(start|end)|workers/(\d{5}))")
+_ATTEMPT_FACT = re.compile(r"(\d{5})/(?:(start|first_step|end)|workers/(\d{5}))")
 _END = re.compile(r"(\d{8})")
 
 
@@ -129,6 +130,13 @@ class RunRecord:
                 "driver; look at `hotstart runs` and stop one of the two"
             )
 
+    def first_step(self, n: int, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what the workers had to report when all of them had done a step.
+
+        A driver that is killed later leaves no other report of attempt n.
+        """
+        self.create_fact(f"attempts/{n:05d}/first_step", {"workers": list(reports)})
+
     def end_attempt(self, n: int, outcome: Outcome, info: Mapping[str, Any]) -> None:
         """Record how attempt n ended; the first end of an attempt stays."""
         facts = {
@@ -161,7 +169,11 @@ class RunRecord:
 
         def facts_of(n: int) -> AttemptFacts:
             found = {key: fact for key, name in names[n].items() if (fact := read[name])}
-            workers = tuple(found[key] for key in sorted(found.keys() - {"start", "end"}))
+            indices = sorted(found.keys() - {"start", "first_step", "end"})
+            workers = tuple(found[i] for i in indices)
+            early = found.get("first_step", {}).get("workers")
+            if not workers and isinstance(early, list):
+                workers = tuple(w for w in early if isinstance(w, dict))
             return AttemptFacts(n, found.get("start", {}), found.get("end"), workers)
 
         return tuple(facts_of(n) for n in sorted(names))

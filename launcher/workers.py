@@ -8,6 +8,7 @@ one waits for its end. All of them hand what they see to `emit`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,9 @@ from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
 from hotstart.launcher.worker import CHANNEL_FD
 
+logger = logging.getLogger(__name__)
+
+_MAX_LINE_BYTES = 1 << 16
 _MAIN = "from hotstart.launcher.worker import main; main()"
 
 
@@ -39,9 +43,10 @@ class Output:
 
 @dataclass(frozen=True)
 class FirstStep:
-    """A worker has done its first step."""
+    """A worker has done its first step; its report at that moment."""
 
     process_index: int
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 Event = Output | FirstStep | WorkerExit
@@ -96,13 +101,17 @@ class WorkerProcess:
         """Tell it to end; does not block. With `ask`, user code gets SIGTERM and `grace_s`."""
         self._stopped = True
         self._channel.send({"stop_within_s": grace_s, "ask": ask})
-        if ask:
-            self._signal(signal.SIGTERM)
+        if ask and not self._ended.is_set():
+            # Not to the group: data loaders must outlive a checkpoint that is written now.
+            with contextlib.suppress(OSError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it, and everything that it has spawned, now."""
         self._stopped = True
-        self._signal(signal.SIGKILL)
+        if not self._ended.is_set():
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self, deadline: float) -> bool:
         """Whether it has been reaped by `deadline` on the monotonic clock."""
@@ -114,11 +123,6 @@ class WorkerProcess:
         for thread in (self._reader, self._listener):
             thread.join(max(0.0, deadline - time.monotonic()))
         self._channel.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if not self._ended.is_set():
-            with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, number)
 
     def _wait(self) -> None:
         code = self._process.wait()
@@ -148,17 +152,19 @@ class WorkerProcess:
                 self.report = message["report"]
                 if not stepped and self.report["phases"].get("first_step") is not None:
                     stepped = True
-                    self._emit(FirstStep(self.plan.process_index))
+                    self._emit(FirstStep(self.plan.process_index, self.report))
             self._cache_required |= "cache_required" in message
 
     def _read_output(self, log: Path) -> None:
         pipe: IO[bytes] = self._process.stdout  # type: ignore[assignment]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab", buffering=0) as kept, pipe:
+        with pipe, _Kept(log) as kept:
             rest = b""
             while chunk := os.read(pipe.fileno(), 1 << 16):
                 kept.write(chunk)
                 *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _MAX_LINE_BYTES:  # a progress bar without an end of line
+                    lines.append(rest)
+                    rest = b""
                 if lines:
                     self._emit_lines(lines)
             if rest:
@@ -167,3 +173,33 @@ class WorkerProcess:
     def _emit_lines(self, lines: list[bytes]) -> None:
         text = tuple(line.decode(errors="replace").rstrip("\r") for line in lines)
         self._emit(Output(self.plan.process_index, text))
+
+
+class _Kept:
+    """The log file, as far as it can be written: a full disk must not block the worker's pipe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Kept:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            logger.warning("%s: the output is not kept: %s", self._path, error)
+        return self
+
+    def write(self, data: bytes) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                logger.warning("%s: the output is not kept any more: %s", self._path, error)
+                self.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None

@@ -87,7 +87,9 @@ class Launched:
         with self._changed:
             return "".join(line for _, line in self._lines)
 
-    def wait_for(self, pattern: str, timeout_s: float = 60.0, count: int = 1) -> list[re.Match[str]]:
+    def wait_for(
+        self, pattern: str, timeout_s: float = 60.0, count: int = 1
+    ) -> list[re.Match[str]]:
         """Block until `count` lines match; raises AssertionError with the output otherwise."""
         deadline = time.monotonic() + timeout_s
         expression = re.compile(pattern)
@@ -224,7 +226,6 @@ class Site:
     def left_behind(self) -> list[str]:
         """Processes, sockets and temporary files that are still there, each in words."""
         found = [f"process {pid}: {command}" for pid, command in self._processes()]
-        temps = [str(folder) for folder in (self.temp, self._ray_temp) if folder]
         for line in Path("/proc/net/unix").read_text().splitlines():
             path = line.split()[-1]
             if path.startswith(f"{self.temp}/"):
@@ -232,7 +233,6 @@ class Site:
         found += [f"file {path}" for path in self.temp.iterdir()]
         if self._ray_temp is not None:
             found += [f"file {path}" for path in self._ray_temp.glob("hotstart-*")]
-        assert temps
         return found
 
     def assert_clean(self, within_s: float = 1.0) -> float:
@@ -364,6 +364,61 @@ def _all_processes() -> Iterator[tuple[int, frozenset[str], str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                environ = frozenset((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                environ = frozenset(
+                    (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                )
+                command = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
                 yield int(entry.name), environ, command.strip()
+
+
+STEPS = """
+    import os, pathlib, signal, subprocess, sys, time
+    import jax, jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    from hotstart.launcher import context
+
+    index, attempt = context.process_index(), context.attempt()
+    if "deaf" in sys.argv:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("pids", os.getpid(), os.getppid(), child.pid)
+    folder = context.checkpoint_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"step-{index}"
+    done = int(kept.read_text()) if kept.exists() else 0
+    print("resumed at", done)
+    advance = jax.jit(lambda x: jnp.tanh(x) @ x)
+    for number in range(done + 1, 5):
+        advance(jnp.ones((8, 8))).block_until_ready()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"step {number}")
+        kept.write_text(str(number))
+        context.step(number)
+        print("step", number)
+        while number == 2 and attempt == 1:
+            time.sleep(0.05)
+    print("finished")
+"""
+
+
+@dataclass(frozen=True)
+class Pids:
+    """The processes behind one worker's prefix."""
+
+    worker: int
+    agent: int
+    child: int
+
+
+def wait_for_step(launched: Launched, number: int, workers: int) -> dict[int, Pids]:
+    """Block until all workers of `STEPS` have done this step; their processes by index."""
+    launched.wait_for(rf"^\[\d+\] step {number}$", count=workers)
+    return pids_in(launched.output())
+
+
+def pids_in(output: str) -> dict[int, Pids]:
+    """The processes of the latest attempt in the output of `STEPS`, by process index."""
+    found = re.findall(r"^\[(\d+)\] pids (\d+) (\d+) (\d+)$", output, re.MULTILINE)
+    return {int(i): Pids(int(worker), int(agent), int(child)) for i, worker, agent, child in found}

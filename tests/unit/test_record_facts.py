@@ -244,3 +244,18 @@ def test_resolve_run_latest_without_runs_says_where_it_looked(store):
 )
 def test_new_run_name_is_job_date_and_random_bits(job_name, expected):
     assert new_run_name(job_name, 1_795_537_801.0, random.Random(0)) == expected
+
+
+def test_record_driver_killed_after_first_step_keeps_the_early_reports(store) -> None:
+    record = create(store, "lm-1")
+    record.start_attempt(1, {"process_count": 2})
+    record.first_step(1, [{"process_index": 0}, {"process_index": 1}])
+    assert record.attempts()[0].workers == ({"process_index": 0}, {"process_index": 1})
+
+
+def test_record_final_reports_replace_the_early_ones(store) -> None:
+    record = create(store, "lm-1")
+    record.start_attempt(1, {"process_count": 1})
+    record.first_step(1, [{"process_index": 0, "last_step": 1}])
+    record.worker_report(1, 0, {"process_index": 0, "last_step": 9})
+    assert record.attempts()[0].workers == ({"process_index": 0, "last_step": 9},)

@@ -1,0 +1,92 @@
+"""A worker or an agent that is killed with -9: the run goes on, warm, from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.launch import (
+    STEPS,
+    RayNodes,
+    Site,
+    await_true,
+    is_running,
+    ray_nodes,
+    wait_for_step,
+)
+
+pytestmark = pytest.mark.chaos
+
+JOB = """
+    script: train.py
+    workers: 2
+    resources_per_worker: {CPU: 1}
+    restarts: {failures: 1, backoff_s: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    with ray_nodes(1, cpus=2) as running:
+        yield running
+
+
+@pytest.fixture
+def here(nodes: RayNodes) -> Iterator[Site]:
+    with nodes.site() as made:
+        made.write("train.py", STEPS)
+        made.write("job.yaml", JOB)
+        yield made
+
+
+def said(log: str) -> list[str]:
+    """A worker's lines, without those of Gloo and of the processes' ids."""
+    return [line for line in log.splitlines() if not line.startswith(("[Gloo]", "pids "))]
+
+
+def test_kill_worker_next_attempt_resumes_and_compiles_nothing(here: Site) -> None:
+    launched = here.start_launch("job.yaml", "--json")
+    pids = wait_for_step(launched, 2, workers=2)
+    os.kill(pids[1].worker, signal.SIGKILL)
+    launched.wait_for("attempt 2 started")
+    old = [pid for p in pids.values() for pid in (p.worker, p.child)]
+    assert [pid for pid in old if is_running(pid)] == []
+    finished = launched.wait()
+    here.assert_clean()
+    assert finished.exit_code == 0, finished.shown
+    first, second = finished.report["attempts"]
+    host = second["workers"][0]["host"]
+    assert (first["outcome"], first["first_worker"]) == ("failed", 1)
+    assert first["reason"] == f"process 1 on {host} was killed by SIGKILL"
+    assert (second["outcome"], second["first_worker"]) == ("done", None)
+    assert [w["last_step"] for w in second["workers"]] == [4, 4]
+    assert sum(w["cache"]["compiled"] for w in first["workers"]) > 0
+    assert [w["cache"]["compiled"] for w in second["workers"]] == [0, 0]
+    assert all(w["cache"]["hits"] == w["cache"]["requests"] > 0 for w in second["workers"])
+    [run] = here.run_names()
+    for index in (0, 1):
+        assert said(here.log(run, 1, index)) == ["resumed at 0", "step 1", "step 2"]
+        assert said(here.log(run, 2, index)) == ["resumed at 2", "step 3", "step 4", "finished"]
+
+
+def test_kill_agent_takes_its_workers_along_and_the_run_goes_on(here: Site) -> None:
+    launched = here.start_launch("job.yaml", "--json")
+    pids = wait_for_step(launched, 2, workers=2)
+    agent = pids[0].agent
+    assert agent == pids[1].agent
+    os.kill(agent, signal.SIGKILL)
+    old = [pid for p in pids.values() for pid in (p.worker, p.child)]
+    await_true(lambda: not any(map(is_running, old)), 2.0)
+    finished = launched.wait()
+    here.assert_clean()
+    assert finished.exit_code == 0, finished.shown
+    first, second = finished.report["attempts"]
+    host = second["workers"][0]["host"]
+    assert (first["outcome"], first["first_worker"]) == ("failed", 0)
+    assert first["reason"] == f"the agent of {host} (processes 0, 1) died; its node is alive"
+    assert second["outcome"] == "done"
+    assert [w["last_step"] for w in second["workers"]] == [4, 4]
+    assert [w["cache"]["compiled"] for w in second["workers"]] == [0, 0]

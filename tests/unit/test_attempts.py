@@ -1,0 +1,335 @@
+"""The attempt loop over a gang that does as the test says, on a clock that only moves when told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.errors import ExitCode
+from hotstart.launcher.outcome import (
+    AgentLost,
+    Budgets,
+    GiveUp,
+    Outcome,
+    Restart,
+    WorkerExit,
+)
+from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.workers import Event, FirstStep, Output
+from tests.support.memory_store import MemoryStore
+
+pytestmark = pytest.mark.unit
+
+COUNT = 2
+
+
+class FakeClock:
+    """A monotonic clock that `sleep` moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.slept_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+        self.now_s += seconds
+
+
+@dataclass
+class Script:
+    """What a gang does in one attempt: batches of events, then what comes while it is stopped."""
+
+    batches: Sequence[Sequence[Event]]
+    last_words: Sequence[Event] = ()
+    lost: Sequence[AgentLost] = ()
+    lost_when_stopped: Sequence[AgentLost] = ()
+    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+class FakeGang:
+    """The `Gang` protocol; each `events` gives the next batch of the attempt's script."""
+
+    def __init__(self, scripts: dict[int, Script], calls: list[Any], name: str) -> None:
+        self.lost: list[AgentLost] = []
+        self._scripts = scripts
+        self._calls = calls
+        self._name = name
+        self._attempt = 0
+        self._pending: list[list[tuple[int, Event]]] = []
+
+    def fresh_coordinator(self) -> str:
+        return "host:1234"
+
+    def start(self, attempt: AttemptPlan, decided_at: float) -> None:
+        self._calls.append((self._name, "start", attempt.attempt))
+        self._attempt = attempt.attempt
+        script = self._scripts[self._attempt]
+        self._pending += [[(self._attempt, e) for e in batch] for batch in script.batches]
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        if self._pending:
+            yield from self._pending.pop(0)
+        if not self._pending:
+            self._lose(self._scripts[self._attempt].lost)
+
+    def stop(self, grace_s: float, *, ask: bool) -> None:
+        self._calls.append((self._name, "stop", grace_s, ask))
+        script = self._scripts[self._attempt]
+        self._pending.append([(self._attempt, event) for event in script.last_words])
+        self._lose(script.lost_when_stopped)
+
+    def finish(self) -> dict[int, dict[str, Any]]:
+        self._calls.append((self._name, "finish"))
+        return self._scripts[self._attempt].reports
+
+    def close(self) -> None:
+        self._calls.append((self._name, "close"))
+
+    def _lose(self, lost: Sequence[AgentLost]) -> None:
+        self.lost += [agent for agent in lost if agent not in self.lost]
+
+
+class Told:
+    """A `Watcher` that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.first_steps: list[tuple[int, float]] = []
+        self.ended: list[tuple[int, Outcome, Restart | GiveUp]] = []
+
+    def attempt_started(self, attempt: int) -> None:
+        self.lines.append(f"attempt {attempt}")
+
+    def output(self, output: Output) -> None:
+        self.lines += output.lines
+
+    def first_step(self, attempt: int, seconds: float) -> None:
+        self.first_steps.append((attempt, seconds))
+
+    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+        self.ended.append((attempt, outcome, decision))
+
+
+class Bench:
+    """A loop with everything around it; `run` goes through the scripts of attempts 1, 2, ..."""
+
+    def __init__(self, *scripts: Script, first: int = 1) -> None:
+        self.scripts = dict(enumerate(scripts, start=first))
+        self.calls: list[Any] = []
+        self.told = Told()
+        self.clock = FakeClock()
+        self.placed = 0
+        self.is_interrupted: Callable[[], bool] = lambda: False
+        self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
+
+    def run(self, failures: int = 3, preemptions: int = 3, backoff_s: float = 0.0) -> GiveUp:
+        settings = LoopSettings(
+            Budgets(failures, preemptions), backoff_s=backoff_s, stop_s=3.0, cache_facts={"a": 1}
+        )
+        loop = AttemptLoop(
+            settings,
+            self.record,
+            self._place,
+            plan,
+            self.told,
+            lambda: self.is_interrupted(),
+            clock=self.clock,
+            sleep=self.clock.sleep,
+            rng=random.Random(7),
+        )
+        return loop.run()
+
+    def outcomes(self) -> list[str | None]:
+        """Of all recorded attempts, in order."""
+        return [(a.end or {}).get("outcome") for a in self.record.attempts()]
+
+    def _place(self) -> FakeGang | None:
+        self.placed += 1
+        return FakeGang(self.scripts, self.calls, f"gang {self.placed}")
+
+
+def plan(attempt: int, coordinator: str) -> AttemptPlan:
+    program = Program("train.py", None, (), (), "/")
+    return AttemptPlan("run", attempt, COUNT, coordinator, True, 300.0, program, None)
+
+
+def ended(
+    index: int, code: int | None = 0, signal: int | None = None, at_s: float = 1.0
+) -> WorkerExit:
+    return WorkerExit(index, code, signal, "host", at_s, stopped=False)
+
+
+def stopped(index: int) -> WorkerExit:
+    return WorkerExit(index, 143, None, "host", 9.0, stopped=True)
+
+
+def lost_agent(*, node_alive: bool, at_s: float = 1.0) -> AgentLost:
+    return AgentLost(0, "host", node_alive, (0, 1), at_s)
+
+
+DONE = Script([[ended(0), ended(1)]])
+KILLED = Script([[ended(1, None, 9)]], last_words=[stopped(0)])
+
+
+def test_loop_all_done_gives_up_with_zero_and_stops_nobody() -> None:
+    bench = Bench(DONE)
+    assert bench.run() == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
+    assert bench.calls == [("gang 1", "start", 1), ("gang 1", "finish"), ("gang 1", "close")]
+    assert bench.outcomes() == ["done"]
+    [attempt] = bench.record.attempts()
+    assert (attempt.start["process_count"], attempt.start["cache"]) == (2, {"a": 1})
+
+
+def test_loop_killed_worker_stops_the_others_and_starts_anew_in_the_same_gang() -> None:
+    bench = Bench(KILLED, DONE)
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.calls == [
+        ("gang 1", "start", 1),
+        ("gang 1", "stop", 1.0, False),
+        ("gang 1", "finish"),
+        ("gang 1", "start", 2),
+        ("gang 1", "finish"),
+        ("gang 1", "close"),
+    ]
+    assert bench.outcomes() == ["failed", "done"]
+    number, outcome, decision = bench.told.ended[0]
+    assert number == 1
+    assert outcome == Outcome("failed", "process 1 on host was killed by SIGKILL", 1)
+    assert decision == Restart(0.0, Budgets(2, 3, failures_spent=1))
+
+
+def test_loop_budget_spent_ends_with_three() -> None:
+    bench = Bench(KILLED, KILLED)
+    assert bench.run(failures=1) == GiveUp(
+        ExitCode.BUDGET_SPENT,
+        "process 1 on host was killed by SIGKILL; restarts.failures=1 is spent",
+    )
+    assert bench.outcomes() == ["failed", "failed"]
+
+
+def test_loop_no_budget_ends_with_one() -> None:
+    assert Bench(KILLED).run(failures=0).exit_code == ExitCode.JOB_FAILED
+
+
+def test_loop_lost_agent_drops_the_gang_and_places_another() -> None:
+    bench = Bench(Script([[]], lost=[lost_agent(node_alive=True)]), DONE)
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    assert bench.told.ended[0][2] == Restart(0.0, Budgets(2, 3, failures_spent=1))
+
+
+def test_loop_node_that_is_missed_after_its_errors_is_charged_as_preemption() -> None:
+    lost = Script([[ended(1, 1)]], lost_when_stopped=[lost_agent(node_alive=False, at_s=2.0)])
+    bench = Bench(lost, DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.outcomes() == ["preempted", "done"]
+    assert bench.told.ended[0][2] == Restart(0.0, Budgets(0, 2, preemptions_spent=1))
+
+
+def test_loop_interrupted_asks_workers_to_stop_and_records_it() -> None:
+    bench = Bench(Script([[FirstStep(0)], []], last_words=[stopped(0), stopped(1)]))
+    bench.is_interrupted = lambda: ("gang 1", "start", 1) in bench.calls
+    assert bench.run() == GiveUp(ExitCode.INTERRUPTED, "the launcher was told to stop")
+    assert ("gang 1", "stop", 3.0, True) in bench.calls
+    assert bench.outcomes() == ["interrupted"]
+
+
+def test_loop_interrupted_before_the_start_records_no_attempt() -> None:
+    bench = Bench()
+    bench.is_interrupted = lambda: True
+    assert bench.run() == GiveUp(ExitCode.INTERRUPTED, "the launcher was told to stop")
+    assert (bench.placed, bench.calls, bench.outcomes(), bench.told.ended) == (0, [], [], [])
+
+
+def test_loop_interrupted_in_a_pause_starts_no_other_attempt() -> None:
+    bench = Bench(KILLED)
+    bench.is_interrupted = lambda: bench.clock.slept_s > 0.5
+    decision = bench.run(backoff_s=40.0)
+    assert decision == GiveUp(ExitCode.INTERRUPTED, "the launcher was told to stop")
+    assert bench.clock.slept_s == pytest.approx(0.6)
+    assert bench.outcomes() == ["failed"]
+
+
+def test_loop_failures_without_a_step_wait_longer_each_time() -> None:
+    bench = Bench(KILLED, KILLED, KILLED, DONE)
+    bench.run(backoff_s=2.0)
+    delays = [d.delay_s for _, _, d in bench.told.ended if isinstance(d, Restart)]
+    assert [2.0 * k / 2 <= d <= 2.0 * k for d, k in zip(delays, (1, 2, 4), strict=True)] == [
+        True,
+        True,
+        True,
+    ]
+    assert bench.clock.slept_s == pytest.approx(sum(delays))
+
+
+def test_loop_failure_after_a_step_restarts_at_once() -> None:
+    stepped = Script([[FirstStep(0), FirstStep(1)], [ended(1, None, 9)]])
+    bench = Bench(stepped, stepped, DONE)
+    bench.run(backoff_s=2.0)
+    assert bench.clock.slept_s == 0.0
+    assert bench.told.first_steps == [(1, 0.0), (2, 0.0)]
+
+
+def test_loop_output_that_comes_after_the_last_exit_is_shown() -> None:
+    late = Script([[Output(0, ("early",)), ended(0), ended(1)], [Output(1, ("late",))]])
+    bench = Bench(late)
+    bench.run()
+    assert bench.told.lines == ["attempt 1", "early", "late"]
+
+
+def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
+    bench = Bench(KILLED, Script([[Output(0, ("second",))], [ended(0), ended(1)]]))
+    loose = (1, ended(0, 1))
+    start = FakeGang.start
+
+    class Late(FakeGang):
+        def start(self, attempt: AttemptPlan, decided_at: float) -> None:
+            start(self, attempt, decided_at)
+            if attempt.attempt == 2:
+                self._pending.insert(0, [loose, (1, Output(0, ("first",)))])
+
+    bench._place = lambda: Late(bench.scripts, bench.calls, "gang 1")  # type: ignore[method-assign]
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.told.lines == ["attempt 1", "attempt 2", "second"]
+
+
+def test_loop_worker_reports_are_recorded_by_attempt() -> None:
+    killed = Script(KILLED.batches, KILLED.last_words, reports={0: {"process_index": 0}})
+    done = Script(DONE.batches, reports={i: {"process_index": i} for i in range(COUNT)})
+    bench = Bench(killed, done)
+    bench.run()
+    assert [[w["process_index"] for w in a.workers] for a in bench.record.attempts()] == [
+        [0],
+        [0, 1],
+    ]
+
+
+def test_loop_of_a_restarted_run_goes_on_with_the_next_number() -> None:
+    bench = Bench(DONE, first=3)
+    bench.record.start_attempt(2, {})
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.calls[0] == ("gang 1", "start", 3)
+
+
+def test_loop_closes_the_gang_when_something_breaks() -> None:
+    bench = Bench(DONE)
+    bench.record.start_attempt(1, {})
+    bench.record.next_attempt = lambda: 1  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="attempt 1 of run run"):
+        bench.run()
+    assert bench.calls == [("gang 1", "close")]
