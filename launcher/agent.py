@@ -114,16 +114,18 @@ class Agent:
         for worker in self._workers:
             worker.wait(time.monotonic() + 5)
 
-    def finish(self) -> dict[int, dict[str, Any]]:
+    def finish(self) -> tuple[dict[int, dict[str, Any]], int]:
         """The reports of this host's workers by process index, once all have ended.
 
-        Logs that could not be written into the run's folder are stored there now.
+        With them the cursor behind the attempt's last event. Logs that could not be written into
+        the run's folder are stored there now.
         """
         for worker in self._workers:
             worker.drain(1.0)
         reports = {w.plan.process_index: w.report for w in self._workers if w.report}
         self._store_logs()
-        return reports
+        with self._changed:
+            return reports, self._first + len(self._events)
 
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""

@@ -47,6 +47,7 @@ class Gang(Protocol):
     def events(self) -> Any: ...
     def stop(self, grace_s: float, *, ask: bool) -> None: ...
     def finish(self) -> dict[int, dict[str, Any]]: ...
+    def drained(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -190,10 +191,9 @@ class AttemptLoop:
             asked = outcome.kind == "interrupted"
             gang.stop(self._settings.stop_s if asked else _PEER_GRACE_S, ask=asked)
         reports = gang.finish()
-        # What the agents had read by then is there at once; a long poll that finds nothing ends it.
         deadline = self._clock() + _LAST_WORDS_S
-        while (last_words := list(gang.events())) and self._clock() < deadline:
-            see(last_words)
+        while not gang.drained() and self._clock() < deadline:
+            see(list(gang.events()))
         # A lost node may have been noticed only after the errors that it caused.
         outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted()) or outcome
         return outcome, len(stepped) == plan.process_count, reports

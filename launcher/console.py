@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TextIO
 
@@ -18,6 +19,9 @@ class Console:
         self._run = run
         self._width = len(str(process_count - 1))
         self._stream = stream or sys.stdout
+        if isinstance(self._stream, io.TextIOWrapper):
+            # What a worker prints must not end the run where this terminal has no such character.
+            self._stream.reconfigure(errors="backslashreplace")
         self._colored = self._stream.isatty()
 
     def say(self, text: str) -> None:

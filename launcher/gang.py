@@ -35,6 +35,7 @@ class Gang:
         self._infos: list[HostInfo] = []
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
+        self._ends: dict[int, int] = {}
         self._polls: dict[Any, int] = {}
         self._started_at = 0.0
         self.lost: list[AgentLost] = []
@@ -113,11 +114,23 @@ class Gang:
         self._call_all(lambda i: (self._agents[i].stop, (grace_s, ask)), timeout_s=grace_s + 10)
 
     def finish(self) -> dict[int, dict[str, Any]]:
-        """The reports of all workers of the attempt, by process index."""
+        """The reports of all workers of the attempt, by process index.
+
+        `events` may still have something of the attempt, until `drained`.
+        """
         reports: dict[int, dict[str, Any]] = {}
-        for answer in self._call_all(lambda i: (self._agents[i].finish, ())):
-            reports |= answer or {}
+        for index, (found, end) in self._call_all(lambda i: (self._agents[i].finish, ())).items():
+            reports |= found
+            self._ends[index] = end
         return reports
+
+    def drained(self) -> bool:
+        """Whether `events` has given all that the agents had seen when they finished."""
+        return all(
+            self._cursors[index] >= end
+            for index, end in self._ends.items()
+            if not self._is_lost(index)
+        )
 
     def close(self) -> None:
         """Give everything back to Ray."""
@@ -133,8 +146,8 @@ class Gang:
 
     def _call_all(
         self, call: Callable[[int], tuple[Any, tuple[Any, ...]]], timeout_s: float = _CALL_S
-    ) -> list[Any]:
-        """One call on each agent that is there, in parallel; a lost one answers None."""
+    ) -> dict[int, Any]:
+        """One call on each agent that is there, in parallel; the answers by host index."""
         import ray
 
         refs = {}
@@ -143,10 +156,10 @@ class Gang:
                 method, arguments = call(index)
                 refs[index] = method.remote(*arguments)
         ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s) if refs else None
-        answers = []
+        answers = {}
         for index, ref in refs.items():
             try:
-                answers.append(ray.get(ref, timeout=0.001))
+                answers[index] = ray.get(ref, timeout=0.001)
             except ray.exceptions.GetTimeoutError:
                 logger.warning("the agent on %s does not answer", self._infos[index].host)
                 self._lose(index, None)

@@ -94,3 +94,13 @@ def test_launch_as_json_prints_nothing_but_the_report(here: Site) -> None:
     finished = here.launch("job.yaml", "--json")
     assert finished.exit_code == 0, finished.shown
     assert json.loads(finished.stdout)["state"] == "done"
+
+
+def test_launch_on_a_terminal_without_the_character_goes_on(here: Site) -> None:
+    here.write("train.py", "print('caf\u00e9')\n")
+    here.write("job.yaml", "script: train.py\nenv: {PYTHONIOENCODING: utf-8}\n")
+    finished = here.launch(env={"PYTHONIOENCODING": "ascii"})
+    assert finished.exit_code == 0, finished.shown
+    assert "[0] caf\\xe9\n" in finished.stdout
+    [run] = here.run_names()
+    assert here.log(run, 1, 0) == "caf\u00e9\n"

@@ -91,6 +91,9 @@ class FakeGang:
         self._calls.append((self._name, "finish"))
         return self._scripts[self._attempt].reports
 
+    def drained(self) -> bool:
+        return not self._pending
+
     def close(self) -> None:
         self._calls.append((self._name, "close"))
 

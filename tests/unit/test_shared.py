@@ -419,6 +419,4 @@ def test_get_and_put_from_many_threads_lose_nothing(rig):
     stored = {found.name for found in rig.store.list("entries/")}
     assert stored == {entry_name(key) for key in keys}
     assert rig.stats.errors == 0
-    assert rig.stats.written_bytes == sum(
-        len(encode(key, key.encode(), META)) for key in keys
-    )
+    assert rig.stats.written_bytes == sum(len(encode(key, key.encode(), META)) for key in keys)
