@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -35,6 +36,7 @@ class _Active:
 _active: _Active | None = None
 _lock = threading.RLock()
 _exit_hooked = False
+_exit_deadline: float | None = None
 
 
 def default_location() -> str:
@@ -77,7 +79,7 @@ def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) ->
         cache = SharedCache(
             tiers, counters, writable=config.mode == "read-write", strict=config.strict
         )
-        link = JaxLink(cache, counters, config.min_compile_time_s, raise_errors=config.strict)
+        link = JaxLink(cache, counters, config.min_compile_time_s)
         try:
             link.install()
         except UnsupportedJax as error:
@@ -86,6 +88,8 @@ def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) ->
             logger.warning("%s", error)
             return
         _active = _Active(config, cache, counters, link)
+        if config.location.startswith("gs://"):  # its import is on the way to the first hit
+            threading.Thread(target=_import_gcsfs, name="hotstart-gcsfs", daemon=True).start()
         _flush_at_exit()
 
 
@@ -108,6 +112,21 @@ def flush(timeout_s: float | None) -> bool:
     return active.cache.flush(active.config.flush_timeout_s if timeout_s is None else timeout_s)
 
 
+def flush_at_exit(limit_s: float | None = None) -> None:
+    """Flush as the process ends. All such calls share one deadline, set by the first.
+
+    `limit_s` is its length where shorter than `flush_timeout_s`.
+    """
+    global _exit_deadline
+    active = _active
+    if active is None:
+        return
+    if _exit_deadline is None:
+        timeout_s = active.config.flush_timeout_s
+        _exit_deadline = time.monotonic() + min(timeout_s, limit_s or timeout_s)
+    flush(max(0.0, _exit_deadline - time.monotonic()))
+
+
 def stats() -> CacheStats:
     """See `hotstart.cache.stats`."""
     active = _active
@@ -127,6 +146,13 @@ def _open_tiers(config: CacheConfig, counters: Counters) -> Tiers:
     return Tiers(store, open_store(node_dir, max_size_bytes=config.max_size_bytes))
 
 
+def _import_gcsfs() -> None:
+    from hotstart.cache.gcs_client import prepare
+
+    with contextlib.suppress(Exception):  # the first request says what is wrong
+        prepare()
+
+
 def _require_readable(store: Store) -> None:
     try:
         store.get("entries/reachable")
@@ -143,10 +169,23 @@ def _flush_at_exit() -> None:
     # Before `concurrent.futures` shuts its executors, which name resolution needs; atexit
     # callbacks run after that.
     register = getattr(threading, "_register_atexit", atexit.register)
-    register(lambda: flush(None))
+    register(flush_at_exit)
+    atexit.register(flush_at_exit)  # what non-daemon threads and exit handlers compile
+    os.register_at_fork(after_in_child=_forget_locks)
     if _sigterm_is_free():
         signal.signal(signal.SIGTERM, _flush_and_end)
         _watch_for_sigterm()
+
+
+def _forget_locks() -> None:
+    if _active is not None:
+        _active.counters.forget_locks()
+        _active.cache.forget_locks()
+
+
+def ends_by_sigterm() -> bool:
+    """Whether SIGTERM would only flush and end this process: the program has no handler."""
+    return signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _flush_and_end)
 
 
 def _sigterm_is_free() -> bool:

@@ -64,6 +64,10 @@ class Counters:
                 compiled_before_enable_names=names,
             )
 
+    def forget_locks(self) -> None:
+        """For a forked child: a thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
     def snapshot(self) -> CacheStats:
         """The counters now."""
         with self._lock:

@@ -3,21 +3,20 @@
     ROOT/<name>                    an object; slashes in its name are folders
     ROOT/.hotstart/tmp/<id>        an object being written
     ROOT/.hotstart/removal.lock    held for each removal (see `_remove`)
-    ROOT/.hotstart/eviction.lock   held by the process that evicts
-    ROOT/.hotstart/total           size of all objects in decimal, kept where a bound is set
-    ROOT/.hotstart/clock           touched to read the file system's own clock
 
 Objects are written to a temporary file and linked to their name, which fails if the name is
-taken: one creator wins, and readers see nothing or all. Nothing is synced to the disk: a crash of
-the machine may leave an object truncated, which the digest of an entry shows, and a sync costs
-more than most objects do. Locks are `flock`s, which the kernel lets go when a process dies.
+taken: one creator wins, and readers see nothing or all. Where the file system has no hard links
+(gcsfuse, some SMB mounts) they are renamed under the removal lock, and one creator wins among the
+processes that see each other's locks: on gcsfuse, those of one host. Nothing is synced to the
+disk: a crash of the machine may leave an object truncated, which the digest of an entry shows,
+and a sync costs more than most objects do. Locks are `flock`s, which the kernel lets go when a
+process dies. A bound on the size is kept by `eviction.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -27,11 +26,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
+from hotstart.cache.eviction import ENTRIES, SizeBound
+from hotstart.cache.folders import locked, make_folder
 from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
 STALE_AFTER_S = 3600.0
-EVICT_DOWN_TO = 0.9
 _OWN_FOLDER = ".hotstart"
+_NO_HARD_LINKS = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.EMLINK}
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +43,10 @@ class DirectoryStore:
     """Objects in files under `path`, made on the first `create` with mode 0700.
 
     Entries are native code that their readers run, hence the mode; a directory that is there
-    already keeps its own. With `max_size_bytes`, a `create` that brings the objects' total above
+    already keeps its own. With `max_size_bytes`, a `create` that brings the entries' total above
     it removes those read longest ago until 90 % of it are left, never the one just created unless
-    that alone is too large. A name cannot be an object and a folder at once: `RejectedRequest`.
+    that alone is too large; what is not an entry neither counts nor goes. A name cannot be an
+    object and a folder at once: `RejectedRequest`.
     All operations raise `StoreError`; `max_size_bytes` below 1 is a ValueError.
     """
 
@@ -52,7 +56,15 @@ class DirectoryStore:
         self._root = Path(normalize_location(str(path)))
         self._own = self._root / _OWN_FOLDER
         self._temporary = self._own / "tmp"
-        self._max_size_bytes = max_size_bytes
+        self._bound: SizeBound | None = None
+        if max_size_bytes is not None:
+            self._bound = SizeBound(
+                self._root,
+                self._own,
+                max_size_bytes,
+                list_objects=lambda: self._walk(ENTRIES, ENTRIES),
+                remove=self._remove,
+            )
         self._is_prepared = False
 
     @property
@@ -90,12 +102,10 @@ class DirectoryStore:
                 self._is_prepared = False
                 self._prepare()
                 created = self._write_and_link(path, data)
-            if created and self._max_size_bytes is not None:
-                total = self._add_to_total(len(data))
-                if total > self._max_size_bytes:
-                    self._evict(self._max_size_bytes, created=name, created_bytes=len(data))
         except OSError as error:
             raise self._translate(error, "create", path) from error
+        if created and self._bound is not None:
+            self._bound.note_created(name, len(data))
         return created
 
     def delete(self, name: str, generation: int) -> bool:
@@ -105,13 +115,13 @@ class DirectoryStore:
             found = _stat_object(name, path)
             if found is None or found.generation != generation:
                 return False
-            self._prepare()
-            if not self._remove(path, found):
+            make_folder(self._own, below=self._root)
+            if not self._remove(found):
                 return False
-            if self._max_size_bytes is not None:
-                self._add_to_total(-found.size_bytes)
         except OSError as error:
             raise self._translate(error, "delete", path) from error
+        if self._bound is not None:
+            self._bound.note_deleted(name, found.size_bytes)
         return True
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
@@ -142,10 +152,13 @@ class DirectoryStore:
         if not self._root.exists():
             self._root.parent.mkdir(parents=True, exist_ok=True)
             self._root.mkdir(mode=0o700, exist_ok=True)
-        self._temporary.mkdir(parents=True, exist_ok=True)
-        self._remove_stale_temporaries()
-        if self._max_size_bytes is not None:
-            self._set_total(sum(found.size_bytes for found in self._walk("", "")))
+        make_folder(self._temporary, below=self._root)
+        try:
+            self._remove_stale_temporaries()
+        except OSError as error:
+            logger.debug("cannot look for stale files in %s: %s", self._temporary, error)
+        if self._bound is not None:
+            self._bound.recount()
         self._is_prepared = True
 
     def _is_taken(self, path: Path) -> bool:
@@ -168,8 +181,13 @@ class DirectoryStore:
                 # one of its ticks would look alike.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(temporary, path)
+            make_folder(path.parent, below=self._root)
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINKS:
+                    raise
+                return self._rename(temporary, path)
             return True
         except FileExistsError:
             if self._is_taken(path):
@@ -200,75 +218,35 @@ class DirectoryStore:
                 if found is not None:
                     yield found
 
-    def _remove(self, path: Path, expected: ObjectStat) -> bool:
+    def _rename(self, temporary: Path, path: Path) -> bool:
+        # A rename replaces what is there, so nobody else may create between the look and it.
+        with locked(self._own / "removal.lock"):
+            if self._is_taken(path):
+                return False
+            temporary.rename(path)
+            return True
+
+    def _remove(self, expected: ObjectStat) -> bool:
         # Who removes holds the lock, and nobody can create over an object that is there: so
         # what is unlinked is what was just looked at, never a successor.
-        with self._locked("removal.lock"):
+        path = self._root / expected.name
+        with locked(self._own / "removal.lock"):
             found = _stat_object(expected.name, path)
             if found is None or found.generation != expected.generation:
                 return False
             path.unlink()
             return True
 
-    def _evict(self, max_size_bytes: int, *, created: str, created_bytes: int) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(self._locked("eviction.lock", wait=False))
-            except BlockingIOError:
-                return  # another process is at it
-            self._remove_stale_temporaries()
-            objects = list(self._walk("", ""))
-            total = sum(found.size_bytes for found in objects)
-            last_use_ns = {found.name: self._last_use_ns(found.name) for found in objects}
-            if created_bytes > max_size_bytes:
-                last_use_ns[created] = 0  # goes first, and alone if that is enough
-            else:
-                objects = [found for found in objects if found.name != created]
-            for found in sorted(objects, key=lambda found: last_use_ns[found.name]):
-                if total <= max_size_bytes * EVICT_DOWN_TO:
-                    break
-                if self._remove(self._root / found.name, found):
-                    logger.debug("evicted %s from %s", found.name, self._root)
-                    total -= found.size_bytes
-            self._set_total(total)
-
-    def _last_use_ns(self, name: str) -> int:
-        try:
-            return (self._root / name).stat().st_atime_ns
-        except FileNotFoundError:
-            return 0
-
     def _remove_stale_temporaries(self) -> None:
         # The file system's own clock, which on a network file system is not this host's.
-        probe = self._own / "clock"
+        probe = self._temporary / uuid.uuid4().hex
         probe.touch()
         now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
         for path in self._temporary.iterdir():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's
                 if now - path.stat().st_mtime > STALE_AFTER_S:
                     path.unlink()
-
-    def _add_to_total(self, size_bytes: int) -> int:
-        with self._locked("total") as descriptor:
-            # What is unreadable counts as nothing until the next process counts anew.
-            text = os.pread(descriptor, 32, 0)
-            total = max(0, (int(text) if text.isdigit() else 0) + size_bytes)
-            _rewrite(descriptor, total)
-            return total
-
-    def _set_total(self, size_bytes: int) -> None:
-        with self._locked("total") as descriptor:
-            _rewrite(descriptor, size_bytes)
-
-    @contextlib.contextmanager
-    def _locked(self, file_name: str, *, wait: bool = True) -> Iterator[int]:
-        """Hold a lock file, open for reading and writing; BlockingIOError if it would wait."""
-        descriptor = os.open(self._own / file_name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield descriptor
-        finally:
-            os.close(descriptor)  # and with it the lock
 
     def _translate(self, error: OSError, verb: str, path: Path) -> StoreError:
         failed = f"cannot {verb} {path}: {error.strerror or error}"
@@ -276,10 +254,10 @@ class DirectoryStore:
             return StoreError(f"{failed}; the disk or the quota is full: free space or set a bound")
         if error.errno == errno.EROFS:
             return AccessDenied(f"{failed}; choose a directory that can be written")
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) and error.filename2:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK):
             return RejectedRequest(
-                f"{failed}; objects are created by hard links, which this file system lacks: "
-                f"choose a directory on another one, or gs://"
+                f"{failed}; this file system lacks what a store needs, such as locks: choose a "
+                f"directory on another one, or gs://"
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return AccessDenied(f"{failed}; check the permissions, or choose another directory")
@@ -292,11 +270,6 @@ class DirectoryStore:
         if error.errno == errno.ENAMETOOLONG:
             return RejectedRequest(f"{failed}; shorten what is between two slashes")
         return StoreError(f"{failed}; check the file system")
-
-
-def _rewrite(descriptor: int, total: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(total).encode(), 0)
 
 
 def _stat_object(name: str, path: Path) -> ObjectStat | None:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import struct
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hotstart.cache.errors import DigestMismatch, NotAnEntry, WrongKey
@@ -45,26 +45,29 @@ class EntryMeta:
 
 @dataclass(frozen=True)
 class Entry:
-    """A verified entry."""
+    """A verified entry; `digest` tells stored entries of one key apart."""
 
     key: str
-    payload: bytes
+    payload: bytes | memoryview
     meta: EntryMeta
+    digest: bytes = field(default=b"", compare=False)
 
 
 def entry_name(key: str) -> str:
-    """The object name of a key: `entries/<hash>-<module>`.
+    """The object name of a key: `entries/v1/<hash>-<module>`.
 
     The hash comes first because buckets shard by name; it is the key's own, so a name can be
-    found from a JAX log line. Keys of another form are hashed whole.
+    found from a JAX log line. Keys of another form are hashed whole. Each version of the format
+    has names of its own, or jobs of two versions would take each other's entries for bad ones.
     """
     match = _JAX_KEY.fullmatch(key)
     module, digest = match.group("module", "digest") if match else ("", _hex(key))
     readable = re.sub(r"[^A-Za-z0-9_.]", "_", module)[:100]
-    return f"entries/{digest}-{readable}" if readable else f"entries/{digest}"
+    name = f"entries/v{VERSION}/{digest}"
+    return f"{name}-{readable}" if readable else name
 
 
-def encode(key: str, payload: bytes, meta: EntryMeta) -> bytes:
+def encode(key: str, payload: bytes | memoryview, meta: EntryMeta) -> bytes:
     """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
     header = json.dumps({"key": key, "meta": asdict(meta)}, separators=(",", ":")).encode()
     head = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header
@@ -88,12 +91,13 @@ def decode(key: str, data: bytes) -> Entry:
         raise NotAnEntry(f"entry of {key}: {len(data)} bytes, truncated or padded")
     view = memoryview(data)
     payload = view[head_size + _DIGEST_BYTES :]
-    if _digest(view[:head_size], payload) != view[head_size : head_size + _DIGEST_BYTES]:
+    digest = _digest(view[:head_size], payload)
+    if digest != view[head_size : head_size + _DIGEST_BYTES]:
         raise DigestMismatch(f"entry of {key}: the bytes differ from their digest")
     written_key, meta = _parse_header(key, bytes(view[_PREFIX.size : head_size]))
     if written_key != key:
         raise WrongKey(f"entry of {key}: holds the entry of {written_key}")
-    return Entry(key, bytes(payload), meta)
+    return Entry(key, payload, meta, digest)
 
 
 def _parse_header(key: str, header: bytes) -> tuple[str, EntryMeta]:

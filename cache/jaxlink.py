@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from hotstart.cache.counters import Counters
-from hotstart.cache.entry import EntryMeta
-from hotstart.cache.errors import UnsupportedJax
+from hotstart.cache.entry import Entry, EntryMeta
+from hotstart.cache.errors import CacheRequired, UnsupportedJax
 from hotstart.cache.keys import cpu_accelerator_digest
 from hotstart.cache.shared import SharedCache
 
@@ -59,25 +59,18 @@ class _Scope(threading.local):
     """What the current thread's `compile_or_get_cached` has done so far."""
 
     compiled: bool = False
-    saved_s: float | None = None
+    served: Entry | None = None
     compile_s: float = 0.0
+    required: CacheRequired | None = None
 
 
 class JaxLink:
     """One installation of a `SharedCache` in this process's JAX."""
 
-    def __init__(
-        self,
-        cache: SharedCache,
-        counters: Counters,
-        min_compile_time_s: float,
-        *,
-        raise_errors: bool = False,
-    ) -> None:
+    def __init__(self, cache: SharedCache, counters: Counters, min_compile_time_s: float) -> None:
         self._cache = cache
         self._counters = counters
         self._min_compile_time_s = min_compile_time_s
-        self._raise_errors = raise_errors
         self._scope = _Scope()
         self._undo: list[Callable[[], None]] = []
         self._writer = f"{socket.gethostname()}/{os.getpid()}"
@@ -87,7 +80,7 @@ class JaxLink:
         """Put the cache in place; raises `UnsupportedJax` with nothing changed."""
         try:
             self._install()
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
+        except Exception as error:
             self.uninstall()
             raise _unfamiliar(f"what it has inside ({error})") from error
 
@@ -98,8 +91,6 @@ class JaxLink:
         self._counters.note_compiled_before(_alive_executables())
         self._set_jax_option("jax_persistent_cache_min_compile_time_secs", self._min_compile_time_s)
         self._set_jax_option("jax_compilation_cache_dir", None)
-        if self._raise_errors:  # else JAX turns what `get` raises into a warning
-            self._set_jax_option("jax_raise_persistent_cache_errors", True)
         self._replace(compiler, "_cache_write", self._cache_write)
         self._wrap(cache_key, "_hash_accelerator_config", self._around_hash_accelerators)
         self._wrap(compiler, "get_compile_options", self._around_options)
@@ -117,9 +108,13 @@ class JaxLink:
 
     # The backend's two methods; JAX calls them on the thread that compiles.
 
-    def _get(self, key: str) -> bytes | None:
-        entry = self._cache.get(key)
-        self._scope.saved_s = None if entry is None else entry.meta.compile_s
+    def _get(self, key: str) -> bytes | memoryview | None:
+        try:
+            entry = self._cache.get(key)
+        except CacheRequired as error:  # JAX would make a warning of it
+            self._scope.required = error
+            return None
+        self._scope.served = entry
         return None if entry is None else entry.payload
 
     def _put(self, key: str, value: bytes) -> None:
@@ -132,7 +127,8 @@ class JaxLink:
             platform=jax.default_backend(),
             writer=self._writer,
         )
-        self._cache.put(key, value, meta)
+        unloadable = self._scope.served
+        self._cache.put(key, value, meta, replaces=unloadable.digest if unloadable else None)
 
     # What stands in for JAX's own functions.
 
@@ -184,21 +180,26 @@ class JaxLink:
     def _around_request(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._hold_place()
         scope = self._scope
-        scope.compiled, scope.saved_s = False, None
+        scope.compiled, scope.served, scope.required = False, None, None
         try:
             return stock(*args, **kwargs)
         finally:
-            hit = scope.saved_s is not None and not scope.compiled
-            saved_s = scope.saved_s if hit and scope.saved_s else 0.0
-            self._counters.add(requests=1, hits=int(hit), saved_s=saved_s)
+            served, scope.served = scope.served, None
+            if served is None:
+                self._counters.add(requests=1)
+            elif scope.compiled:  # JAX could not load it
+                self._counters.add(requests=1, errors=1)
+            else:
+                self._counters.add(requests=1, hits=1, saved_s=served.meta.compile_s)
 
     def _around_compile(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._scope.compiled = True
+        if self._scope.required is not None:
+            raise self._scope.required
         started = time.monotonic()
-        try:
-            return stock(*args, **kwargs)
-        finally:
-            self._counters.add(compiled=1, compile_s=time.monotonic() - started)
+        executable = stock(*args, **kwargs)
+        self._counters.add(compiled=1, compile_s=time.monotonic() - started)
+        return executable
 
     def _hold_place(self) -> None:
         """Take the place back that a script took from us, and say so once."""
@@ -247,7 +248,7 @@ class JaxLink:
 
 
 def _backend(
-    get: Callable[[str], bytes | None], put: Callable[[str, bytes], None], url: str
+    get: Callable[[str], bytes | memoryview | None], put: Callable[[str, bytes], None], url: str
 ) -> Any:
     from jax._src.compilation_cache_interface import CacheInterface
 
@@ -256,7 +257,7 @@ def _backend(
 
         _path = Path(url)
 
-        def get(self, key: str) -> bytes | None:
+        def get(self, key: str) -> bytes | memoryview | None:
             return get(key)
 
         def put(self, key: str, value: bytes) -> None:
@@ -298,10 +299,14 @@ def _alive_executables() -> tuple[str, ...]:
 
     names: list[str] = []
     for backend in getattr(xla_bridge, "_backends", {}).values():
-        for executable in backend.live_executables():
+        try:
+            executables = list(backend.live_executables())
+        except Exception:  # a plugin need not be able to tell
+            continue
+        for executable in executables:
             try:
                 names.extend(module.name for module in executable.hlo_modules())
-            except Exception:  # a plugin need not be able to tell
+            except Exception:
                 names.append("unknown")
     return tuple(sorted(names))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -38,17 +39,35 @@ def cpu_accelerator_digest(devices: Iterable[Device], processor: bytes | None = 
     return digest.digest()
 
 
+# What x86 code generation looks at. The kernel's list also holds what only kernels use, or what
+# the kernel itself makes up (`cpuid`, `hypervisor`, `smep`), and that changes with its version.
+_X86_CODE = re.compile(
+    r"(mmx|s?sse|sse4|pni|avx|amx|fma|f16c|bmi|abm|lzcnt|popcnt|movbe|adx|aes|vaes|v?pclmul|gfni"
+    r"|sha|cx8|cx16|cmov|xsave|xgetbv|rdrand|rdseed|rdpid|clflush|clwb|movdir|serialize|prefetch"
+    r"|3dnow|xop|tbm|fsgsbase|rtm|hle|lm$|lahf)"
+)
+_MODEL = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU architecture", "CPU part")
+
+
 @cache
 def processor_identity() -> bytes:
-    """The processor's model and feature flags as the kernel lists them (first processor)."""
-    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
-    lines = [platform.machine()]
+    """This host's processor model and its features, as the kernel lists them."""
     try:
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return "\n".join([*lines, platform.processor()]).encode()
-    for line in first.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in wanted:
+        return f"{platform.machine()}\n{platform.processor()}".encode()
+    return identity_from(platform.machine(), cpuinfo)
+
+
+def identity_from(machine: str, cpuinfo: str) -> bytes:
+    """The identity in the text of `/proc/cpuinfo`; its first processor stands for all."""
+    lines = [machine]
+    for line in cpuinfo.partition("\n\n")[0].splitlines():
+        name, value = (part.strip() for part in line.partition(":")[::2])
+        if name in _MODEL:
+            lines.append(f"{name}: {value}")
+        elif name == "flags":
+            lines.append(" ".join(sorted(f for f in value.split() if _X86_CODE.match(f))))
+        elif name in ("Features", "isa"):
             lines.append(" ".join(sorted(value.split())))
     return "\n".join(lines).encode()

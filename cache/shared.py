@@ -3,7 +3,8 @@
 Reading: what this process has just put, then the node directory (shared by all workers of the
 host), then one request to the store, whose answer is left in the node directory. Every byte is
 verified before JAX sees it; what does not verify is a counted miss, is taken out of the node
-directory at once and replaced in the store by the next `put` of its key.
+directory at once and replaced in the store by the next `put` of its key. A store that can't be
+reached is left alone for a minute, so that not every program waits for the deadline.
 
 Writing: `put` returns at once; the background writer puts the entry into the node directory and
 creates it in the store. `create` never overwrites, so of all writers of a key exactly one makes
@@ -16,15 +17,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_name
-from hotstart.cache.errors import CacheRequired, EntryError, StoreError
+from hotstart.cache.errors import CacheRequired, EntryError, StoreError, TransientError
 from hotstart.cache.store import Store
 from hotstart.cache.uploads import Pending, Uploads
 
 logger = logging.getLogger(__name__)
+
+_OUTAGE_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class SharedCache:
         writable: bool = True,
         strict: bool = False,
         upload_threads: int = 4,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = tiers.store
         self._node = tiers.node
@@ -53,11 +59,12 @@ class SharedCache:
         self._writable = writable
         self._strict = strict
         self._uploads = Uploads(self._write, threads=upload_threads)
+        self._clock = clock
         self._lock = threading.Lock()
-        self._served: set[str] = set()  # handed to JAX
         self._bad: set[str] = set()  # did not verify
-        self._unloadable: set[str] = set()  # verified, and JAX compiled all the same
         self._warned = False
+        self._outage_until = float("-inf")
+        self._required: CacheRequired | None = None
 
     @property
     def url(self) -> str:
@@ -66,31 +73,27 @@ class SharedCache:
 
     def get(self, key: str) -> Entry | None:
         """The verified entry of `key`, or None. Raises `CacheRequired` in strict mode only."""
+        if self._required is not None:
+            raise self._required
         pending = self._uploads.find(key)
         if pending is not None:
-            entry: Entry | None = Entry(key, pending.payload, pending.meta)
-        else:
-            entry = self._get_from_node(key) or self._get_from_store(key)
-        if entry is not None:
-            with self._lock:
-                self._served.add(key)
-        return entry
+            return Entry(key, pending.payload, pending.meta)
+        return self._get_from_node(key) or self._get_from_store(key)
 
-    def put(self, key: str, payload: bytes, meta: EntryMeta) -> None:
+    def put(self, key: str, payload: bytes, meta: EntryMeta, replaces: bytes | None = None) -> None:
         """Take an entry that JAX has compiled; it is stored in the background.
 
-        JAX puts a key that it was served only when it could not load what it got, so such an
-        entry is replaced.
+        `replaces` is the digest of the entry that JAX was given and could not load.
         """
-        with self._lock:
-            if key in self._served:
-                self._served.discard(key)
-                self._unloadable.add(key)
-        self._uploads.submit(Pending(key, payload, meta))
+        self._uploads.submit(Pending(key, payload, meta, replaces))
 
     def flush(self, timeout_s: float) -> bool:
-        """Block until every `put` is in the store; False at the timeout."""
+        """Block until every `put` is in the store; False at the timeout or where one failed."""
         return self._uploads.flush(timeout_s)
+
+    def forget_locks(self) -> None:
+        """For a forked child: a thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
 
     def _get_from_node(self, key: str) -> Entry | None:
         if self._node is None:
@@ -105,17 +108,24 @@ class SharedCache:
             except EntryError as error:
                 self._counters.add(errors=1)
                 logger.warning("%s in %s: %s; reading it again", name, self._node.url, error)
-                _discard(self._node, name)
+                _discard_bad(self._node, key)
         except StoreError as error:
             self._trouble("read", self._node, name, error)
         return None
 
     def _get_from_store(self, key: str) -> Entry | None:
         name = entry_name(key)
+        if self._clock() < self._outage_until:
+            self._counters.add(errors=1)
+            return None
         try:
             data = self._store.get(name)
         except StoreError as error:
-            self._trouble("read", self._store, name, error, required=True)
+            if isinstance(error, TransientError):
+                self._outage_until = self._clock() + _OUTAGE_PAUSE_S
+            self._trouble("read", self._store, name, error)
+            if self._required is not None:
+                raise self._required from error
             return None
         if data is None:
             return None
@@ -129,59 +139,62 @@ class SharedCache:
                 self._bad.add(key)
             return None
         if self._node is not None:
-            try:
-                self._node.create(name, data)
-            except StoreError as error:
-                self._trouble("write", self._node, name, error)
+            self._uploads.submit(Pending(key, entry.payload, entry.meta, node_copy=data))
         return entry
 
-    def _write(self, pending: Pending) -> None:
+    def _write(self, pending: Pending) -> bool:
         name = entry_name(pending.key)
+        if pending.node_copy is not None:
+            return self._write_to(self._node, name, pending, pending.node_copy, repair=False)
         data = encode(pending.key, pending.payload, pending.meta)
         with self._lock:
-            unloadable, bad = pending.key in self._unloadable, pending.key in self._bad
-            self._unloadable.discard(pending.key)
+            bad = pending.key in self._bad
             self._bad.discard(pending.key)
-        for tier in (self._node, self._store):
-            if tier is None or (tier is self._store and not self._writable):
-                continue
-            try:
-                if unloadable:
-                    _discard(tier, name)
-                elif bad:
-                    _discard_unless_sound(tier, pending.key)
-                if tier.create(name, data) and tier is self._store:
-                    self._counters.add(written_bytes=len(data))
-            except StoreError as error:
-                self._trouble("write", tier, name, error)
+        repair = bad or pending.replaces is not None
+        in_node = self._write_to(self._node, name, pending, data, repair)
+        if not self._writable:
+            return in_node
+        return self._write_to(self._store, name, pending, data, repair) and in_node
 
-    def _trouble(
-        self, verb: str, store: Store, name: str, error: StoreError, required: bool = False
-    ) -> None:
+    def _write_to(
+        self, tier: Store | None, name: str, pending: Pending, data: bytes, repair: bool
+    ) -> bool:
+        if tier is None:
+            return True
+        try:
+            if repair:
+                _discard_bad(tier, pending.key, pending.replaces)
+            if tier.create(name, data) and tier is self._store:
+                self._counters.add(written_bytes=len(data))
+        except StoreError as error:
+            self._trouble("write", tier, name, error)
+            return False
+        return True
+
+    def _trouble(self, verb: str, store: Store, name: str, error: StoreError) -> None:
         self._counters.add(errors=1)
-        if required and self._strict:
-            raise CacheRequired(f"the cache is required and cannot be used: {error}") from error
+        if self._strict and store is self._store:
+            text = f"the cache is required and cannot be used: {error}"
+            self._required = self._required or CacheRequired(text)
         with self._lock:
             first, self._warned = not self._warned, True
         level = logging.WARNING if first else logging.DEBUG
         logger.log(level, "cannot %s %s in %s, going on without: %s", verb, name, store.url, error)
 
 
-def _discard(store: Store, name: str) -> None:
-    """Remove an object."""
-    found = store.stat(name)
-    if found is not None:
-        store.delete(name, found.generation)
+def _discard_bad(store: Store, key: str, unloadable: bytes | None = None) -> None:
+    """Remove the entry of `key` if it does not verify or has the digest `unloadable`.
 
-
-def _discard_unless_sound(store: Store, key: str) -> None:
-    """Remove the bad entry of `key`, unless a peer has replaced it already."""
+    What a peer has put there meanwhile stays: the generation is older than the bytes looked at.
+    """
     name = entry_name(key)
-    found = store.stat(name)  # before the bytes: what they show is true of this or a later one
+    found = store.stat(name)
     data = None if found is None else store.get(name)
     if found is None or data is None:
         return
     try:
-        decode(key, data)
+        bad = decode(key, data).digest == unloadable
     except EntryError:
+        bad = True
+    if bad:
         store.delete(name, found.generation)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from hotstart.cache.errors import InvalidLocation
 
@@ -79,16 +78,28 @@ def check_name(name: str) -> str:
 def normalize_location(location: str) -> str:
     """Check a location and give it its one spelling: `gs://bucket[/prefix]` or an absolute path.
 
-    Raises `InvalidLocation` for another scheme, a missing bucket or an empty string.
+    Raises `InvalidLocation` for another scheme, a `file://` URL of a host, a user without a home,
+    a missing bucket or an empty string.
     """
     location = location.strip()
     if not location:
         raise InvalidLocation("the location is empty; give a directory or gs://bucket/prefix")
     scheme, separator, _ = location.partition("://")
     if not separator:
-        return str(Path(location).expanduser().absolute())
+        try:
+            return str(Path(location).expanduser().absolute())
+        except RuntimeError as error:
+            raise InvalidLocation(
+                f"{location}: the home directory of this user is unknown; give an absolute path"
+            ) from error
     if scheme == "file":
-        return str(Path(urlsplit(location).path).absolute())
+        host, slash, path = location[len("file://") :].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise InvalidLocation(
+                f"{location}: a file:// URL of another host cannot be opened; "
+                f"give file:///a/path or a directory"
+            )
+        return str(Path("/" + path.lstrip("/")).absolute())
     if scheme != "gs":
         raise InvalidLocation(
             f"{location}: unknown scheme {scheme}://; give a directory or gs://bucket/prefix"

@@ -22,22 +22,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pending:
-    """An entry that JAX has given and that is not yet in the store."""
+    """An entry on its way: to the store, or only into this host's node directory.
+
+    replaces: the digest of a stored entry that JAX could not load.
+    node_copy: the encoded entry as it was read from the store, to be left in the node directory.
+    """
 
     key: str
-    payload: bytes
+    payload: bytes | memoryview
     meta: EntryMeta
+    replaces: bytes | None = None
+    node_copy: bytes | None = None
 
 
 class Uploads:
     """Writes pending entries through `write` on `threads` daemon threads.
 
-    `write` is called once for each submitted entry and must not raise; it blocks.
+    `write` is called once for each submitted entry, blocks, and says whether the entry is where
+    it belongs now.
     """
 
     def __init__(
         self,
-        write: Callable[[Pending], None],
+        write: Callable[[Pending], bool],
         *,
         threads: int = 4,
         budget_bytes: int = 1 << 30,
@@ -52,6 +59,7 @@ class Uploads:
         self._queue: deque[Pending] = deque()
         self._open: dict[str, Pending] = {}
         self._open_bytes = 0
+        self._failed: set[str] = set()
         self._workers: list[threading.Thread] = []
 
     def submit(self, pending: Pending) -> None:
@@ -61,17 +69,14 @@ class Uploads:
             return
         with self._changed:
             fits = self._open_bytes + len(pending.payload) <= self._budget_bytes
-            if fits:
+            queued = fits and self._has_thread()
+            if queued:
                 self._open[pending.key] = pending
                 self._open_bytes += len(pending.payload)
                 self._queue.append(pending)
                 self._changed.notify_all()
-                if len(self._workers) < min(self._threads, len(self._open)):
-                    thread = threading.Thread(target=self._run, name="hotstart-upload", daemon=True)
-                    self._workers.append(thread)
-                    thread.start()
-        if not fits:
-            self._write(pending)
+        if not queued:
+            self._try_write(pending)
 
     def find(self, key: str) -> Pending | None:
         """The entry of `key` if it is still on its way."""
@@ -81,9 +86,10 @@ class Uploads:
             return self._open.get(key)
 
     def flush(self, timeout_s: float) -> bool:
-        """Block until everything submitted so far is written; False at the timeout.
+        """Block until everything submitted so far is written.
 
-        In a forked child there is nothing to wait for: the threads live in the parent.
+        False at the timeout, and if a write since the last flush has failed. In a forked child
+        there is nothing to wait for: the threads live in the parent.
         """
         if os.getpid() != self._pid:
             return True
@@ -98,7 +104,29 @@ class Uploads:
                     )  # fmt: skip
                     return False
                 self._changed.wait(left)
+            failed, self._failed = self._failed, set()
+        return not failed
+
+    def _has_thread(self) -> bool:
+        """Start one more thread where that helps; False if there is none and none can start."""
+        if len(self._workers) < min(self._threads, len(self._open) + 1):
+            thread = threading.Thread(target=self._run, name="hotstart-upload", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # a limit on processes, or the interpreter is ending
+                return bool(self._workers)
+            self._workers.append(thread)
         return True
+
+    def _try_write(self, pending: Pending) -> None:
+        try:
+            written = self._write(pending)
+        except Exception:
+            logger.exception("writing the entry of %s failed", pending.key)
+            written = False
+        if not written:
+            with self._changed:
+                self._failed.add(pending.key)
 
     def _run(self) -> None:
         while True:
@@ -106,13 +134,9 @@ class Uploads:
                 while not self._queue:
                     self._changed.wait()
                 pending = self._queue.popleft()
-            try:
-                self._write(pending)
-            except Exception:
-                logger.exception("writing the entry of %s failed", pending.key)
-            finally:
-                with self._changed:
-                    if self._open.get(pending.key) is pending:
-                        del self._open[pending.key]
-                    self._open_bytes -= len(pending.payload)
-                    self._changed.notify_all()
+            self._try_write(pending)
+            with self._changed:
+                if self._open.get(pending.key) is pending:
+                    del self._open[pending.key]
+                self._open_bytes -= len(pending.payload)
+                self._changed.notify_all()

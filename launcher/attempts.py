@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hotstart.cache.errors import StoreError
 from hotstart.launcher.errors import ExitCode
 from hotstart.launcher.outcome import (
     AgentLost,
@@ -106,7 +107,7 @@ class AttemptLoop:
         try:
             decision = self._run(writes)
             for write in writes:
-                write.result()
+                _note_failure(write)
             return decision
         finally:
             self._drop_gang()
@@ -214,3 +215,11 @@ class AttemptLoop:
         if self._gang is not None:
             self._gang.close()
             self._gang = None
+
+
+def _note_failure(write: Future[None]) -> None:
+    """The job has ended as it has, whether or not all of that could be recorded."""
+    try:
+        write.result()
+    except StoreError as error:
+        logger.warning("the end of an attempt is not in the record: %s", error)

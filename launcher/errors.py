@@ -7,6 +7,7 @@ LauncherError              1   the job could not be run
  |   '- ClusterUnreachable 2   no Ray cluster answers at the address
  |- PlacementTimeout       1   the cluster did not have the resources in time
  |- RecordDamaged          1   the run record lacks an object that can't be done without
+ |- RecordUnreachable      1   the run record could not be written while the job ran
  '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed
 
 A message says what failed, where, and what to do next. Nothing decides by message text:
@@ -60,6 +61,10 @@ class PlacementTimeout(LauncherError):
 
 class RecordDamaged(LauncherError):
     """The run record lacks an object that can't be done without, or it can't be read."""
+
+
+class RecordUnreachable(LauncherError):
+    """The run record could not be written while the job ran, so no attempt can be started."""
 
 
 class CacheRequired(LauncherError):

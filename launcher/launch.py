@@ -18,7 +18,7 @@ from hotstart.cache.store import open_store
 from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
-from hotstart.launcher.errors import CacheRequired, ExitCode, UsageError
+from hotstart.launcher.errors import CacheRequired, ExitCode, RecordUnreachable, UsageError
 from hotstart.launcher.facts import FinalState
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
@@ -87,16 +87,27 @@ class Run:
                     self._interrupted.is_set,
                 )
                 decision = loop.run()
+        except StoreError as error:
+            decision = GiveUp(ExitCode.JOB_FAILED, str(error))
+            raise RecordUnreachable(
+                f"run {self.name}: its record in {self.record.store.url} can't be kept: {error}; "
+                "restart it when it can"
+            ) from error
         except Exception as error:
             decision = GiveUp(ExitCode.JOB_FAILED, str(error))
             raise
         finally:
             self._ownership.stop()
-            state = _FINAL.get(int(decision.exit_code), "failed")
-            self.record.finish(
-                state, int(decision.exit_code), decision.reason, epoch=self._ownership.epoch
-            )
+            self._finish(decision)
         return decision
+
+    def _finish(self, decision: GiveUp) -> None:
+        code = int(decision.exit_code)
+        state = _FINAL.get(code, "failed")
+        try:
+            self.record.finish(state, code, decision.reason, epoch=self._ownership.epoch)
+        except StoreError as error:
+            logger.warning("the end of run %s is not in its record: %s", self.name, error)
 
     def _plan(self, attempt: int, coordinator: str) -> AttemptPlan:
         config = self.config

@@ -32,6 +32,7 @@ logger = logging.getLogger("hotstart.launcher.worker")
 CHANNEL_FD = "HOTSTART_CHANNEL_FD"
 EXIT_CACHE_REQUIRED = 4
 _PR_SET_PDEATHSIG = 1
+_FAILED_FLUSH_S = 5.0
 _STOPPED_EXIT = 128 + signal.SIGTERM
 
 
@@ -50,11 +51,16 @@ def main() -> None:
     logging.getLogger("hotstart").addHandler(progress)
     progress.reached("process_start")
     threading.Thread(target=_obey, args=(messages,), name="hotstart-agent", daemon=True).start()
+    failed = True
     try:
         _prepare(plan, progress)
         context._reporter = progress.step
         progress.reached("user_code")
         run_program(plan.attempt.program)
+        failed = False
+    except SystemExit as error:
+        failed = error.code not in (None, 0)
+        raise
     except Exception as error:
         if _is_cache_required(error):
             channel.send({"cache_required": str(error)})
@@ -63,8 +69,22 @@ def main() -> None:
         print_traceback(error)
         sys.exit(1)
     finally:
-        cache.flush()
-        progress.close()
+        _end(progress, failed=failed)
+
+
+def _end(progress: Progress, *, failed: bool) -> None:
+    """Wait for the program's own threads, as the interpreter would; flush; send the last report.
+
+    After a failure peers may be stuck in a collective, so what is left is not waited for long.
+    """
+    from hotstart.cache import active
+
+    if not failed:
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
+    active.flush_at_exit(_FAILED_FLUSH_S if failed else None)
+    progress.close()
 
 
 def _prepare(plan: WorkerPlan, progress: Progress) -> None:
@@ -125,13 +145,14 @@ def _wait_for_listener(attempt: AttemptPlan) -> None:
 def _obey(messages: Any) -> None:
     """Do what the agent says; the main thread may be stuck in a collective and never answer."""
     from hotstart import cache
+    from hotstart.cache import active
 
     for message in messages:
         if "stop_within_s" in message:
             grace_s = float(message["stop_within_s"])
             flusher = threading.Thread(target=cache.flush, args=(grace_s,), daemon=True)
             flusher.start()
-            if message.get("ask"):
+            if message.get("ask") and not active.ends_by_sigterm():
                 time.sleep(grace_s)  # user code may end by itself
             flusher.join(grace_s)
             os._exit(_STOPPED_EXIT)

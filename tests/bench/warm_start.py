@@ -54,9 +54,7 @@ def main() -> None:
         emulator.create_bucket("stock")
         emulator.create_bucket("ours")
         proxy = stack.enter_context(
-            gcs_proxy(
-                emulator.url, rtt_ms=options.rtt_ms, bandwidth_mb_s=options.megabytes_per_s
-            )
+            gcs_proxy(emulator.url, rtt_ms=options.rtt_ms, bandwidth_mb_s=options.megabytes_per_s)
         )
         cluster = {"STORAGE_EMULATOR_HOST": proxy.url, "HOME": str(folder / "home")}
         head = stack.enter_context(ray_head(cluster))

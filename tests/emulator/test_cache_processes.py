@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hotstart.cache.gcs import GcsStore
 
+from hotstart.cache.gcs import GcsStore
 from tests.support.cache_gang import ONE_SIDED, RESULTS, run_cache_gang
 from tests.support.gcs_proxy import GcsProxy
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hotstart.cache.entry import decode
 
+from hotstart.cache.entry import decode
 from tests.support.plain_gang import find_free_port
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
@@ -29,7 +29,7 @@ from hotstart.cache.directory import DirectoryStore
 
 stock = DirectoryStore.create
 def slow_create(self, name, data):
-    time.sleep(0.5)
+    time.sleep({store_s})
     return stock(self, name, data)
 DirectoryStore.create = slow_create
 {first}
@@ -40,8 +40,8 @@ assert float(jax.jit(step)(1.0)) == 4.0
 """
 
 
-def script(end: str, *, first: str = "", second: str = "") -> str:
-    return SLOW_STORE.format(first=first, second=second) + end
+def script(end: str, *, first: str = "", second: str = "", store_s: float = 0.5) -> str:
+    return SLOW_STORE.format(first=first, second=second, store_s=store_s) + end
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def terminate_when_ready(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def assert_step_is_stored(location: Path) -> None:
-    (path,) = (location / "entries").glob("*-jit_step")
+    (path,) = (location / "entries" / "v1").glob("*-jit_step")
     data = path.read_bytes()
     header = data[22 : 22 + int.from_bytes(data[10:14], "big")]
     decode(json.loads(header)["key"], data)
@@ -115,15 +115,13 @@ def test_sigterm_flushes_and_ends_the_process_by_it(tmp_path):
 def test_sigterm_inside_a_computation_flushes_and_ends_the_process_by_it(tmp_path):
     end = """
 @jax.jit
-def long(x): return jax.lax.while_loop(lambda y: y < 2, lambda y: y * 1, x)
-compiled = long.lower(1.0)
-hotstart.cache.flush()
-compiled = compiled.compile()
+def long(x): return jax.lax.while_loop(lambda y: y < 10, lambda y: jax.numpy.sin(y) + 1, x)
+compiled = long.lower(1.0).compile()
 # The main thread is in there by then; were it not, the test would still not fail.
 threading.Timer(0.5, lambda: print('ready', flush=True)).start()
 compiled(1.0).block_until_ready()  # never
 """
-    with running(script(end), tmp_path) as process:
+    with running(script(end, store_s=2.0), tmp_path) as process:
         assert terminate_when_ready(process) == (-signal.SIGTERM, "")
     assert_step_is_stored(tmp_path)
 
@@ -144,6 +142,7 @@ def test_sigterm_of_a_forked_child_ends_the_child_alone(tmp_path):
 import warnings; warnings.simplefilter("ignore")
 child = os.fork()
 if child == 0:
+    signal.alarm(30)  # nobody is left to reap it if the test fails
     signal.pause()
 os.kill(child, signal.SIGTERM)
 _, status = os.waitpid(child, 0)
@@ -193,7 +192,7 @@ print(json.dumps([stats.compiled_before_enable_names, stats.compiled_before_enab
 
     assert done[::2] == (0, "")
     assert json.loads(done[1]) == [["jit_early"], 1, 1, 1]
-    (path,) = (tmp_path / "adopted" / "entries").iterdir()
+    (path,) = (tmp_path / "adopted" / "entries" / "v1").iterdir()
     assert path.name.endswith("-jit_late")
 
 

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
 
 
 def modules_stored(location: Path) -> Counter[str]:
-    return Counter(path.name.partition("-")[2] for path in (location / "entries").iterdir())
+    return Counter(path.name.partition("-")[2] for path in (location / "entries" / "v1").iterdir())
 
 
 def assert_counts_agree(member: Member) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hotstart.cache.entry import EntryMeta, decode, encode
 
+from hotstart.cache.entry import EntryMeta, decode, encode
 from tests.support.jax_lab import JaxLab, jax_lab
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
@@ -29,7 +29,7 @@ def location(tmp_path: Path) -> Path:
 
 def entries(location: Path) -> dict[str, Path]:
     """The entries by the module in their name."""
-    found = sorted((location / "entries").glob("*"))
+    found = sorted((location / "entries" / "v1").glob("*"))
     return {path.name.partition("-")[2]: path for path in found}
 
 

@@ -70,10 +70,11 @@ def _main() -> None:
     from tests.support.compile_counter import install
 
     counter = install()
-    import hotstart.cache
     import jax
     import jax.numpy as jnp
     import numpy as np
+
+    import hotstart.cache
 
     hotstart.cache.enable(options.location, node_dir=options.node_dir)
     coordinator, count, index = options.distributed.split(",")

@@ -103,8 +103,9 @@ def _main() -> None:
     counter = install()
     import jax
     import jax.numpy as jnp
-    from hotstart import cache
     from jax.experimental.compilation_cache import compilation_cache
+
+    from hotstart import cache
 
     warned: list[str] = []
     logging.getLogger("hotstart").addHandler(_Warned(warned))

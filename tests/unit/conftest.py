@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from hotstart.cache.store import ObjectStat, check_name
 
 

@@ -7,11 +7,12 @@ import json
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from hotstart.cache.entry import EntryMeta, decode, encode, entry_name
 from hotstart.cache.errors import DigestMismatch, EntryError, NotAnEntry, WrongKey
 from hotstart.cache.store import check_name
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.unit
 
@@ -169,7 +170,7 @@ def test_entry_decode_of_any_bytes_returns_an_entry_or_raises_an_entry_error(dat
 
 
 def test_name_of_a_jax_key_is_its_hash_then_its_module():
-    assert entry_name(KEY) == "entries/" + "0123456789abcdef" * 4 + "-jit_step"
+    assert entry_name(KEY) == "entries/v1/" + "0123456789abcdef" * 4 + "-jit_step"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_name_of_a_jax_key_is_its_hash_then_its_module():
 def test_name_of_an_odd_module_keeps_its_readable_part(module, readable):
     digest = "f" * 64
 
-    assert entry_name(f"{module}-{digest}") == f"entries/{digest}-{readable}"
+    assert entry_name(f"{module}-{digest}") == f"entries/v1/{digest}-{readable}"
 
 
 @given(st.text() | st.text().map(lambda module: f"{module}-{'0' * 64}"))
@@ -194,7 +195,7 @@ def test_name_of_any_key_is_a_valid_object_name_in_one_folder(key):
     name = check_name(entry_name(key))
 
     assert name.startswith("entries/")
-    assert name.count("/") == 1
+    assert name.count("/") == 2
     assert len(name.encode()) <= 255
 
 

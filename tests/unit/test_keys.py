@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+
 from hotstart.cache.keys import cpu_accelerator_digest, processor_identity
 
 pytestmark = pytest.mark.unit
@@ -81,7 +83,7 @@ def test_processor_identity_is_the_same_in_another_process():
     assert bytes.fromhex(done.stdout) == processor_identity()
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
 def test_processor_identity_holds_model_and_features():
     lines = processor_identity().decode().splitlines()
 

@@ -7,12 +7,18 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from hotstart.cache.counters import CacheStats, Counters
-from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_name
-from hotstart.cache.errors import AccessDenied, CacheRequired, StoreError, TransientError
+from hotstart.cache.entry import EntryMeta, decode, encode, entry_name
+from hotstart.cache.errors import (
+    AccessDenied,
+    CacheRequired,
+    DeadlineExceeded,
+    StoreError,
+    TransientError,
+)
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.store import ObjectStat
-
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.unit
@@ -72,18 +78,26 @@ class SpyStore(MemoryStore):
 
 
 class Rig:
-    """A cache over two stores; `node` is None for a cache without a node directory."""
+    """A cache over two stores, with a clock that stands still until it is set."""
 
     def __init__(self, *, with_node: bool = True, **settings: bool) -> None:
+        self.now_s = 0.0
         self.store = SpyStore("memory://store")
         self.node = SpyStore("memory://node")
         self.counters = Counters()
         tiers = Tiers(self.store, self.node if with_node else None)
-        self.cache = SharedCache(tiers, self.counters, **settings)
+        self.cache = SharedCache(tiers, self.counters, clock=lambda: self.now_s, **settings)
 
-    def put(self, payload: bytes = b"compiled here") -> None:
-        self.cache.put(KEY, payload, META)
-        assert self.cache.flush(PATIENCE_S)
+    def get(self) -> tuple[str, bytes, EntryMeta] | None:
+        """What `get` gives, once what it leaves for the background is done."""
+        entry = self.cache.get(KEY)
+        self.cache.flush(PATIENCE_S)
+        return None if entry is None else (entry.key, bytes(entry.payload), entry.meta)
+
+    def put(self, replaces: bytes | None = None) -> bool:
+        """Put an entry and flush; what the flush says."""
+        self.cache.put(KEY, b"compiled here", META, replaces)
+        return self.cache.flush(PATIENCE_S)
 
     @property
     def stats(self) -> CacheStats:
@@ -120,7 +134,9 @@ def test_get_pending_entry_asks_no_store(rig):
     rig.cache.put(KEY, b"compiled here", META)
     rig.node.fill(NAME, sound(b"of another"))
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"compiled here", META)
+    entry = rig.cache.get(KEY)
+    assert entry is not None
+    assert (entry.payload, entry.meta) == (b"compiled here", META)
     assert "get" not in rig.node.calls + rig.store.calls
 
     rig.store.open.set()
@@ -131,7 +147,7 @@ def test_get_from_the_node_does_not_ask_the_store_or_count_bytes(rig):
     rig.node.fill(NAME, sound(b"in node"))
     rig.store.fill(NAME, sound(b"in store"))
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"in node", META)
+    assert rig.get() == (KEY, b"in node", META)
 
     assert rig.store.calls == []
     assert rig.stats == CacheStats()
@@ -140,12 +156,25 @@ def test_get_from_the_node_does_not_ask_the_store_or_count_bytes(rig):
 def test_get_from_the_store_is_one_request_and_fills_the_node(rig):
     rig.store.fill(NAME, sound())
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    assert rig.get() == (KEY, b"stored", META)
 
     assert rig.store.calls == ["get"]
     assert rig.node.bytes_of(NAME) == sound()
     assert rig.stats == CacheStats(read_bytes=len(sound()))
-    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    assert rig.get() == (KEY, b"stored", META)
+    assert rig.store.calls == ["get"]
+
+
+def test_get_from_the_store_does_not_wait_for_a_slow_node(rig):
+    rig.store.fill(NAME, sound())
+    rig.node.open.clear()
+
+    assert [rig.cache.get(KEY).payload for _ in range(2)] == [b"stored", b"stored"]
+
+    assert rig.store.calls == ["get"]
+    rig.node.open.set()
+    assert rig.cache.flush(PATIENCE_S) is True
+    assert rig.node.bytes_of(NAME) == sound()
     assert rig.store.calls == ["get"]
 
 
@@ -175,7 +204,7 @@ def test_put_makes_one_create_a_tier_and_counts_the_stores_bytes(rig):
     rig.put()
 
     assert (rig.node.calls, rig.store.calls) == (["create"], ["create"])
-    assert decode(KEY, rig.store.bytes_of(NAME)) == Entry(KEY, b"compiled here", META)
+    assert rig.store.bytes_of(NAME) == sound(b"compiled here")
     assert rig.node.bytes_of(NAME) == rig.store.bytes_of(NAME)
     assert rig.stats == CacheStats(written_bytes=len(sound(b"compiled here")))
 
@@ -203,7 +232,7 @@ def test_read_only_get_fills_the_node():
     rig = Rig(writable=False)
     rig.store.fill(NAME, sound())
 
-    assert rig.cache.get(KEY).payload == b"stored"
+    assert rig.get() == (KEY, b"stored", META)
 
     assert rig.node.bytes_of(NAME) == sound()
     assert rig.store.calls == ["get"]
@@ -237,7 +266,7 @@ def test_bad_node_entry_is_dropped_and_read_again_from_the_store(rig, caplog, ba
     rig.node.fill(NAME, bad)
     rig.store.fill(NAME, sound())
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    assert rig.get() == (KEY, b"stored", META)
 
     assert rig.node.bytes_of(NAME) == sound()
     assert rig.stats == CacheStats(errors=1, read_bytes=len(sound()))
@@ -302,18 +331,28 @@ def test_bad_store_entry_is_replaced_once_and_the_next_put_deletes_nothing(rig):
 
 
 @pytest.mark.parametrize("tier", ["node", "store"])
-def test_put_of_a_key_that_was_served_replaces_it_in_both_tiers(rig, tier):
+def test_put_of_a_key_whose_entry_did_not_load_replaces_it_in_both_tiers(rig, tier):
     getattr(rig, tier).fill(NAME, sound(b"verifies, does not load"))
-    assert rig.cache.get(KEY).payload == b"verifies, does not load"
+    entry = rig.cache.get(KEY)
+    assert entry.payload == b"verifies, does not load"
 
-    rig.put()
+    assert rig.put(replaces=entry.digest) is True
 
     assert rig.node.bytes_of(NAME) == sound(b"compiled here")
     assert rig.store.bytes_of(NAME) == sound(b"compiled here")
-    assert rig.cache.get(KEY).payload == b"compiled here"
 
 
-def test_put_of_a_key_that_was_not_served_deletes_nothing(rig):
+def test_entry_that_did_not_load_and_that_a_peer_has_replaced_is_left_to_the_peer(rig):
+    rig.store.fill(NAME, sound(b"verifies, does not load"))
+    entry = rig.cache.get(KEY)
+    rig.store.fill(NAME, sound(b"of the peer"))
+
+    rig.put(replaces=entry.digest)
+
+    assert rig.store.bytes_of(NAME) == sound(b"of the peer")
+
+
+def test_put_of_a_key_that_is_there_deletes_nothing(rig):
     rig.node.fill(NAME, sound())
     rig.store.fill(NAME, sound())
 
@@ -331,8 +370,8 @@ def test_store_errors_are_each_counted_and_warned_of_once(rig, caplog):
     caplog.set_level(logging.DEBUG)
     rig.store.errors = {"get": DENIED, "create": DENIED}
 
-    assert [rig.cache.get(KEY) for _ in range(2)] == [None, None]
-    rig.put()
+    assert [rig.get() for _ in range(2)] == [None, None]
+    assert rig.put() is False
 
     assert rig.stats == CacheStats(errors=3)
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
@@ -340,15 +379,31 @@ def test_store_errors_are_each_counted_and_warned_of_once(rig, caplog):
         "cannot read memory://store: HTTP 403"
     ]
     assert len(caplog.records) == 3
-    assert rig.cache.get(KEY).payload == b"compiled here"  # by the node
+    assert rig.get() == (KEY, b"compiled here", META)  # by the node
+
+
+def test_store_that_is_out_is_asked_again_after_a_minute_and_each_miss_is_counted(rig):
+    rig.store.errors = {"get": DeadlineExceeded("no answer")}
+    assert rig.get() is None
+    rig.store.errors = {}
+    rig.store.fill(NAME, sound())
+
+    rig.now_s = 59.9
+    assert rig.get() is None
+    assert rig.store.calls == ["get"]
+    rig.now_s = 60.1
+    assert rig.get() == (KEY, b"stored", META)
+
+    assert rig.store.calls == ["get", "get"]
+    assert rig.stats == CacheStats(errors=2, read_bytes=len(sound()))
 
 
 def test_node_errors_do_not_hide_the_store(rig):
     rig.node.errors = dict.fromkeys(("get", "create", "stat"), TransientError("disk"))
     rig.store.fill(NAME, sound())
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
-    rig.put()
+    assert rig.get() == (KEY, b"stored", META)
+    assert rig.put() is False
 
     assert rig.stats.errors == 3
 
@@ -358,7 +413,7 @@ def test_bad_node_entry_that_cannot_be_dropped_is_still_not_served(rig):
     rig.node.errors = {"delete": DENIED}
     rig.store.fill(NAME, sound())
 
-    assert rig.cache.get(KEY) == Entry(KEY, b"stored", META)
+    assert rig.get() == (KEY, b"stored", META)
 
 
 def test_bad_store_entry_that_may_not_be_deleted_stays_and_is_counted(rig):
@@ -366,11 +421,21 @@ def test_bad_store_entry_that_may_not_be_deleted_stays_and_is_counted(rig):
     assert rig.cache.get(KEY) is None
     rig.store.errors = {"delete": DENIED}
 
-    rig.put()
+    assert rig.put() is False
 
     assert rig.store.bytes_of(NAME) == corrupt()
     assert rig.stats.errors == 2
     assert rig.cache.get(KEY).payload == b"compiled here"  # by the node
+
+
+def test_strict_get_after_a_failed_write_raises_cache_required():
+    rig = Rig(strict=True)
+    rig.store.errors = {"create": DENIED}
+    rig.cache.put(KEY, b"compiled here", META)
+    assert rig.cache.flush(PATIENCE_S) is False
+
+    with pytest.raises(CacheRequired, match="HTTP 403"):
+        rig.cache.get(KEY)
 
 
 def test_strict_get_with_an_unreadable_store_raises_cache_required():

@@ -35,6 +35,9 @@ def test_check_name_invalid_raises_value_error(name: str) -> None:
         (" gs://bucket//a///b/ ", "gs://bucket/a/b"),
         ("/a/b", "/a/b"),
         ("file:///a/b", "/a/b"),
+        ("file://localhost/a/b", "/a/b"),
+        ("file:////a/b", "/a/b"),
+        ("file:///a#1/b?", "/a#1/b?"),
         ("relative", str(Path.cwd() / "relative")),
         ("~/cache", str(Path.home() / "cache")),
     ],
@@ -51,6 +54,10 @@ def test_normalize_location_valid_has_one_spelling(location: str, expected: str)
         ("s3://bucket/x", "unknown scheme s3://"),
         ("gs://", "no bucket name"),
         ("gs:///prefix", "no bucket name"),
+        ("~nosuchuser/x", "home directory"),
+        ("file://host/x", "another host"),
+        ("file://relative", "another host"),
+        ("file://[x/y", "another host"),
     ],
 )
 def test_normalize_location_invalid_says_what_is_wrong(location: str, words: str) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from hotstart.cache.entry import EntryMeta
 from hotstart.cache.uploads import Pending, Uploads
 
@@ -25,13 +26,15 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.written: list[tuple[str, str]] = []
         self.error: Exception | None = None
+        self.succeeds = True
 
-    def __call__(self, pending: Pending) -> None:
+    def __call__(self, pending: Pending) -> bool:
         self.entered.release()
         assert self.open.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
         self.written.append((pending.key, threading.current_thread().name))
+        return self.succeeds
 
     def keys(self) -> list[str]:
         return sorted(key for key, _ in self.written)
@@ -142,7 +145,7 @@ def test_write_that_raises_is_logged_and_the_thread_goes_on(gate, caplog):
     gate.open.set()
     gate.error = ValueError("broken")
     uploads.submit(pending("bad"))
-    assert uploads.flush(PATIENCE_S) is True
+    assert uploads.flush(PATIENCE_S) is False
 
     gate.error = None
     uploads.submit(pending("good"))
@@ -152,6 +155,31 @@ def test_write_that_raises_is_logged_and_the_thread_goes_on(gate, caplog):
     assert [(r.levelno, r.message) for r in caplog.records] == [
         (logging.ERROR, "writing the entry of bad failed")
     ]
+
+
+def test_submit_where_no_thread_can_start_writes_on_the_callers_thread(gate, monkeypatch):
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    uploads = Uploads(gate)
+    gate.open.set()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        uploads.submit(pending("inline"))
+    uploads.submit(pending("queued"))
+
+    assert uploads.flush(PATIENCE_S) is True
+    assert gate.written[0] == ("inline", "MainThread")
+    assert gate.keys() == ["inline", "queued"]
+
+
+def test_flush_after_a_failed_write_is_false_once(gate):
+    uploads = Uploads(gate)
+    gate.open.set()
+    gate.succeeds = False
+    uploads.submit(pending("a"))
+
+    assert [uploads.flush(PATIENCE_S) for _ in range(2)] == [False, True]
 
 
 def test_flush_from_many_threads_returns_in_all(gate):
@@ -182,6 +210,7 @@ def write(pending):
     if pending.key == "parent":
         opened.wait(20)
     written.append(pending.key)
+    return True
 
 uploads = Uploads(write)
 uploads.submit(Pending("parent", b"", EntryMeta()))
