@@ -68,6 +68,8 @@ class Run:
             stop_s=config.timeouts.stop_s,
             cache_facts=self._cache_facts(),
         )
+        for problem in unshared_directories(config, len(shares)):
+            tell(problem)
         self._ownership.keep(self.interrupt)
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
         try:
@@ -203,6 +205,17 @@ def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dic
         environ["JAX_COORDINATOR_ADDRESS"] = coordinator
         environ["JAX_NUM_PROCESSES"] = str(config.workers)
     return environ | dict(config.env)
+
+
+def unshared_directories(config: JobConfig, host_count: int) -> list[str]:
+    """A warning for each plain directory that several hosts must have in common."""
+    wanted = {"run_dir": config.run_dir, "cache.location": config.cache.location}
+    return [
+        f"{key}={location} must be a directory that all {host_count} hosts share; "
+        "a gs:// location always is"
+        for key, location in wanted.items()
+        if host_count > 1 and location and not location.startswith("gs://")
+    ]
 
 
 def check_writable(job: LoadedJob) -> None:

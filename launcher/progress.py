@@ -48,7 +48,7 @@ class Progress(logging.Handler):
         self._stats = stats
         self._interval_s = interval_s
         self._phases: dict[str, float | None] = dict.fromkeys(PHASES)
-        self._last_step: int | None = None
+        self._last_step: object = None
         self._warnings: list[str] = []
         self._changed = threading.Event()
         self._over = threading.Event()
@@ -61,10 +61,10 @@ class Progress(logging.Handler):
             self._phases[phase] = round(time.monotonic() - self._decided_at, 4)
             self._changed.set()
 
-    def step(self, number: int) -> None:
-        """Note a step of user code."""
+    def step(self, number: object) -> None:
+        """Note a step of user code; a number that lives on a device is not waited for here."""
         self.reached("first_step")
-        self._last_step = int(number)
+        self._last_step = number
         self._changed.set()
 
     def counters_changed(self) -> None:
@@ -93,7 +93,7 @@ class Progress(logging.Handler):
             "host": socket.gethostname(),
             "phases": dict(self._phases),
             "cache": dataclasses.asdict(self._stats()),
-            "last_step": self._last_step,
+            "last_step": _whole(self._last_step),
             "warnings": list(self._warnings),
         }
 
@@ -104,3 +104,10 @@ class Progress(logging.Handler):
             self._channel.send({"report": self.report()})
             self._over.wait(self._interval_s)
         self._channel.send({"report": self.report()})
+
+
+def _whole(number: Any) -> int | None:
+    try:
+        return None if number is None else int(number)
+    except Exception:  # user code may call anything a step
+        return None

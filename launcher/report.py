@@ -38,6 +38,8 @@ _LEGEND = (
 )
 _ONE_TABLE_COLUMNS = 115  # narrower than this, phases and cache get a table each
 
+_COLD_SHARE = 0.1  # of the compilation time; an attempt that saved less was a cold start
+
 
 def build_report(facts: RunFacts) -> dict[str, Any]:
     """The report as JSON-ready data of schema 1 (see `docs/report-schema.md`)."""
@@ -239,9 +241,12 @@ def _comparison(attempts: list[Mapping[str, Any]]) -> str:
 def _warmth(attempt: Mapping[str, Any]) -> str:
     hits = sum(w["cache"]["hits"] for w in attempt["workers"])
     compiled = sum(w["cache"]["compiled"] for w in attempt["workers"])
-    if hits and compiled:
-        return "partly warm"
-    return "warm" if hits else "cold" if compiled else ""
+    if not compiled:
+        return "warm" if hits else ""
+    # By seconds: a process may hit what another one of the same cold start has just stored.
+    saved_s = sum(w["cache"]["saved_s"] for w in attempt["workers"])
+    spent_s = sum(w["cache"]["compile_s"] for w in attempt["workers"])
+    return "cold" if saved_s <= _COLD_SHARE * (saved_s + spent_s) else "partly warm"
 
 
 def _seconds(value: float | None) -> str:

@@ -29,7 +29,7 @@ SMALL = {
     "RAY_ADDRESS": "local",
     "HOTSTART_JOB__ARGS": '[--steps, "60", --layers, "1", --width, "16", --checkpoint-every, "3"]',
 }
-RUN_ELSEWHERE = {"make demo", "make test", "pip install ."}
+RUN_ELSEWHERE = {"make demo", "make test", "pip install '.[examples]'"}
 
 
 def blocks(language: str) -> list[str]:
