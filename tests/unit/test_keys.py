@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hotstart.cache.keys import cpu_accelerator_digest, processor_identity
+from hotstart.cache.keys import cpu_accelerator_digest, identity_from, processor_identity
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +89,43 @@ def test_processor_identity_holds_model_and_features():
 
     assert lines[0] == os.uname().machine
     assert max(len(line.split()) for line in lines) > 5
+
+
+X86 = """processor	: 0
+vendor_id	: AuthenticAMD
+cpu family	: 25
+model		: 1
+model name	: AMD EPYC 7B13
+cpu MHz		: 2449.998
+flags		: {flags}
+
+processor	: 1
+flags		: of another processor
+"""
+
+
+def x86(flags: str, cpuinfo: str = X86) -> bytes:
+    return identity_from("x86_64", cpuinfo.format(flags=flags))
+
+
+def test_identity_does_not_depend_on_the_order_of_flags_or_the_clock_rate():
+    assert x86("avx avx2 sse4_2") == x86("sse4_2 avx2 avx", X86.replace("2449.998", "3000.1"))
+
+
+def test_identity_does_not_depend_on_flags_that_only_kernels_use():
+    assert x86("avx2 hypervisor cpuid smep") == x86("avx2")
+
+
+@pytest.mark.parametrize("flag", ["avx512f", "fma", "bmi2", "sse4_1", "amx_tile", "vpclmulqdq"])
+def test_identity_with_another_flag_for_code_differs(flag):
+    assert x86("avx2") != x86(f"avx2 {flag}")
+
+
+def test_identity_of_another_model_differs():
+    assert x86("avx2") != x86("avx2", X86.replace("model\t\t: 1", "model\t\t: 17"))
+
+
+def test_identity_of_an_arm_processor_holds_its_part_and_features():
+    cpuinfo = "processor: 0\nFeatures: fp asimd sve\nCPU part: 0xd40\n"
+
+    assert identity_from("aarch64", cpuinfo) == b"aarch64\nasimd fp sve\nCPU part: 0xd40"
