@@ -8,6 +8,7 @@ asks for events with a long poll. This class is plain; `gang.py` makes an actor 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import tempfile
@@ -18,12 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotstart.cache.errors import StoreError
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
-from hotstart.launcher.workers import Event, WorkerProcess
+from hotstart.launcher.workers import LEFT_OUT, Event, Output, WorkerProcess
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 10.0
-_STALE_ENVIRON = (
+_STORE_LOG_S = 10.0
+_BATCH_BYTES = 1 << 20
+_QUEUE_BYTES = 4 << 20
+_LAST_WORDS_BYTES = 1 << 20
+_STR_BYTES = 64  # what an empty line costs
+STALE_ENVIRON = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COORDINATOR_ADDRESS",
     "JAX_COORDINATOR_BIND_ADDRESS",
@@ -58,9 +67,7 @@ class Agent:
         self._guard = Guard()
         self._scratch = tempfile.mkdtemp(prefix="hotstart-agent-")
         self._guard.watch_folder(self._scratch)
-        self._changed = threading.Condition()
-        self._events: deque[tuple[int, Event]] = deque()
-        self._first = 0  # the cursor of the oldest event that is kept
+        self._queue = EventQueue()
         self._workers: list[WorkerProcess] = []
         self._attempt: AttemptPlan | None = None
         self._spawner = _Spawner()
@@ -78,26 +85,28 @@ class Agent:
     def start(self, attempt: AttemptPlan, processes: tuple[int, ...], elapsed_s: float) -> None:
         """Spawn this host's workers; returns once they are on their way.
 
-        `elapsed_s` is how long ago the attempt was decided, on the driver's clock.
+        `elapsed_s` is how long ago the attempt was decided, on the driver's clock. Raises OSError;
+        those that are on their way by then are ended by `stop` or `close`.
         """
         decided_at = time.monotonic() - elapsed_s
         self._attempt = attempt
+        self._workers = []
         plans = [
             WorkerPlan(index, local, decided_at, attempt) for local, index in enumerate(processes)
         ]
-        self._workers = self._spawner.run(lambda: [self._spawn(plan) for plan in plans])
+
+        def spawn() -> None:
+            for plan in plans:  # one by one: where the next fails, the others can be stopped
+                self._workers.append(self._spawn(plan))
+
+        self._spawner.run(spawn)
 
     def events(self, cursor: int) -> Batch:
         """Events from `cursor` on, and forget those before it.
 
         Blocks until there is one, at most 10 s. Cursors go on from attempt to attempt.
         """
-        with self._changed:
-            while self._events and self._first < cursor:
-                self._events.popleft()
-                self._first += 1
-            self._changed.wait_for(lambda: self._events, timeout=_POLL_S)
-            return Batch(tuple(self._events), self._first + len(self._events))
+        return self._queue.after(cursor, _POLL_S)
 
     def stop(self, grace_s: float, ask: bool) -> None:
         """End this host's workers; returns when the last one is reaped, soon after `grace_s`.
@@ -105,6 +114,7 @@ class Agent:
         With `ask`, user code gets SIGTERM and may end by itself meanwhile; without, the workers
         only flush what is on its way to the store.
         """
+        self._let_output_go()
         for worker in self._workers:
             worker.stop(grace_s, ask=ask)
         deadline = time.monotonic() + grace_s + 0.3
@@ -120,15 +130,16 @@ class Agent:
         With them the cursor behind the attempt's last event. Logs that could not be written into
         the run's folder are stored there now.
         """
+        self._let_output_go()
         for worker in self._workers:
             worker.drain(1.0)
         reports = {w.plan.process_index: w.report for w in self._workers if w.report}
         self._store_logs()
-        with self._changed:
-            return reports, self._first + len(self._events)
+        return reports, self._queue.end
 
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""
+        self._let_output_go()
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
@@ -137,7 +148,7 @@ class Agent:
 
     def _spawn(self, plan: WorkerPlan) -> WorkerProcess:
         attempt = plan.attempt
-        environ = {k: v for k, v in os.environ.items() if k not in _STALE_ENVIRON}
+        environ = {k: v for k, v in os.environ.items() if k not in STALE_ENVIRON}
         environ |= {
             "PYTHONUNBUFFERED": "1",
             "HOTSTART_RUN": attempt.run,
@@ -150,9 +161,12 @@ class Agent:
         return WorkerProcess(plan, environ, self._log_path(plan), self._guard, emit)
 
     def _emit(self, attempt: int, event: Event) -> None:
-        with self._changed:
-            self._events.append((attempt, event))
-            self._changed.notify_all()
+        self._queue.put(attempt, event)
+
+    def _let_output_go(self) -> None:
+        """Workers that are to end must not wait for the driver to take their output."""
+        if self._attempt is not None:
+            self._queue.open(self._attempt.attempt)
 
     def _log_path(self, plan: WorkerPlan) -> Path:
         location = plan.attempt.log_location
@@ -165,13 +179,94 @@ class Agent:
             return
         from hotstart.cache.store import open_store
 
-        store = open_store(attempt.log_location)
-        for worker in self._workers:
-            path = self._log_path(worker.plan)
-            if path.exists():
-                store.create(
-                    _log_name(attempt.attempt, worker.plan.process_index), path.read_bytes()
+        deadline = time.monotonic() + _STORE_LOG_S
+        try:
+            for worker in self._workers:
+                path = self._log_path(worker.plan)
+                if path.exists():
+                    left_s = max(0.1, deadline - time.monotonic())
+                    store = open_store(attempt.log_location, deadline_s=left_s)
+                    name = _log_name(attempt.attempt, worker.plan.process_index)
+                    store.create(name, path.read_bytes())
+        except (StoreError, OSError) as error:
+            logger.warning(
+                "attempt %d: a worker's log is not in %s: %s",
+                attempt.attempt,
+                attempt.log_location,
+                error,
+            )
+
+
+class EventQueue:
+    """What the driver has not taken yet, in order, and of bounded size; safe among threads.
+
+    A worker that prints faster than the driver takes it is made to wait by its full pipe. An
+    attempt that is `open` is ending and waits no more; what finds no room is left out then.
+    """
+
+    def __init__(self, limit_bytes: int = _QUEUE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition()
+        self._events: deque[tuple[int, Event, int]] = deque()
+        self._first = 0  # the cursor of the oldest event that is kept
+        self._queued_bytes = 0
+        self._open_attempt = -1
+        self._cut: set[tuple[int, int]] = set()
+
+    @property
+    def end(self) -> int:
+        """The cursor behind the last event."""
+        with self._changed:
+            return self._first + len(self._events)
+
+    def put(self, attempt: int, event: Event) -> None:
+        """Add an event; output blocks while there is no room for it, unless its attempt is open."""
+        size_bytes = _size_bytes(event)
+        with self._changed:
+            if isinstance(event, Output):
+                self._changed.wait_for(
+                    lambda: self._queued_bytes < self._limit_bytes or attempt <= self._open_attempt
                 )
+                worker = attempt, event.process_index
+                if worker in self._cut:
+                    return
+                if self._queued_bytes >= self._limit_bytes + _LAST_WORDS_BYTES:
+                    self._cut.add(worker)
+                    event, size_bytes = Output(event.process_index, (LEFT_OUT,)), _STR_BYTES
+            self._events.append((attempt, event, size_bytes))
+            self._queued_bytes += size_bytes
+            self._changed.notify_all()
+
+    def open(self, attempt: int) -> None:
+        """Let output of this attempt, and of earlier ones, wait no more."""
+        with self._changed:
+            self._open_attempt = attempt
+            self._changed.notify_all()
+
+    def after(self, cursor: int, timeout_s: float) -> Batch:
+        """Events from `cursor` on, about 1 MB at most, and forget those before it.
+
+        Blocks until there is one, at most `timeout_s`.
+        """
+        with self._changed:
+            while self._events and self._first < cursor:
+                self._queued_bytes -= self._events.popleft()[2]
+                self._first += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._events, timeout=timeout_s)
+            taken: list[tuple[int, Event]] = []
+            taken_bytes = 0
+            for attempt, event, size_bytes in self._events:
+                if taken and taken_bytes + size_bytes > _BATCH_BYTES:
+                    break
+                taken.append((attempt, event))
+                taken_bytes += size_bytes
+            return Batch(tuple(taken), self._first + len(taken))
+
+
+def _size_bytes(event: Event) -> int:
+    lines = event.lines if isinstance(event, Output) else ()
+    return _STR_BYTES + sum(_STR_BYTES + len(line) for line in lines)
 
 
 class _Spawner:

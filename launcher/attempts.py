@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hotstart.cache.errors import StoreError
-from hotstart.launcher.errors import ExitCode
+from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.outcome import (
     AgentLost,
     Budgets,
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
+_POLL_S = 0.2
+_PLACINGS = 3
 _TOLD_TO_STOP = "the launcher was told to stop"
 
 
@@ -43,7 +45,7 @@ class Gang(Protocol):
 
     lost: list[AgentLost]
 
-    def fresh_coordinator(self) -> str: ...
+    def fresh_coordinator(self) -> str | None: ...
     def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
     def events(self) -> Any: ...
     def stop(self, grace_s: float, *, ask: bool) -> None: ...
@@ -143,14 +145,11 @@ class AttemptLoop:
         None if it was never started, since the run was interrupted before.
         """
         decided_at = self._clock()
-        if self._gang is not None and self._gang.lost:
-            self._drop_gang()
-        if self._gang is None and not self._is_interrupted():
-            self._gang = self._place()
-        gang = self._gang
-        if gang is None or self._is_interrupted():
+        ready = self._ready_gang()
+        if ready is None:
             return None
-        plan = self._plan(number, gang.fresh_coordinator())
+        gang, coordinator = ready
+        plan = self._plan(number, coordinator)
         info = {
             "started_at_s": time.time(),
             "process_count": plan.process_count,
@@ -158,8 +157,36 @@ class AttemptLoop:
         }
         self._record.start_attempt(number, info)
         self._watcher.attempt_started(number)
-        gang.start(plan, decided_at)
+        try:
+            gang.start(plan, decided_at)
+        except LauncherError as error:
+            self._write_end(number, Outcome("failed", str(error), None), {})
+            raise
         return self._follow(gang, plan, decided_at)
+
+    def _ready_gang(self) -> tuple[Gang, str] | None:
+        """A gang whose agents all live, and its next coordinator; None if interrupted.
+
+        An agent lost between attempts is charged to no budget: no worker was running, so no work
+        is lost, and the new placement has its own deadline. Raises `HostFailed` where the agents
+        of several gangs in a row are lost before they could be used.
+        """
+        for _ in range(_PLACINGS):
+            if self._gang is not None and self._gang.lost:
+                self._drop_gang()
+            if self._gang is None and not self._is_interrupted():
+                self._gang = self._place()
+            if self._gang is None or self._is_interrupted():
+                return None
+            coordinator = self._gang.fresh_coordinator()
+            if coordinator is not None:
+                return self._gang, coordinator
+            logger.warning("an agent was lost between attempts; placing the job anew")
+        hosts = sorted({lost.host for lost in self._gang.lost}) if self._gang else []
+        raise HostFailed(
+            f"agents were lost {_PLACINGS} times before an attempt could start, last on "
+            f"{', '.join(hosts)}; see Ray's logs there"
+        )
 
     def _follow(
         self, gang: Gang, plan: AttemptPlan, decided_at: float
@@ -209,7 +236,10 @@ class AttemptLoop:
     def _pause(self, delay_s: float) -> None:
         until = self._clock() + delay_s
         while not self._is_interrupted() and (left := until - self._clock()) > 0:
-            self._sleep(min(left, 0.2))
+            if left > _POLL_S and self._gang is not None and not self._gang.lost:
+                list(self._gang.events())  # notices lost agents, and blocks for at most 0.2 s
+                left = until - self._clock()
+            self._sleep(max(0.0, min(left, _POLL_S)))
 
     def _drop_gang(self) -> None:
         if self._gang is not None:

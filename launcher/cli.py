@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
-    from hotstart.conf.load import LoadedJob
+    from hotstart.conf.schema import JobConfig
     from hotstart.launcher.launch import Run
 
 _EXIT_CODES = """\b
@@ -38,13 +41,20 @@ _address = click.option(
 
 
 class _Commands(click.Group):
-    """A group whose commands turn hotstart's errors into one line and an exit code."""
+    """A group whose commands turn errors and interruptions into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        from hotstart.cache.errors import CacheError
-        from hotstart.conf.errors import ConfigError
-        from hotstart.launcher.errors import ExitCode, LauncherError
-
+        try:
+            from hotstart.cache.errors import CacheError
+            from hotstart.conf.errors import ConfigError
+            from hotstart.launcher.errors import ExitCode, LauncherError
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -53,6 +63,8 @@ class _Commands(click.Group):
             _fail(str(error), error.exit_code)
         except CacheError as error:
             _fail(str(error), ExitCode.USAGE)
+        except KeyboardInterrupt:
+            _fail("interrupted", ExitCode.INTERRUPTED)
 
 
 @click.group(cls=_Commands, epilog=_EXIT_CODES, context_settings={"max_content_width": 100})
@@ -81,12 +93,15 @@ def launch(
 
     loaded = load_job(job, overrides)
     if dry_run:
-        _print_dry_run(loaded, as_json)
+        from hotstart.launcher.dry_run import plan_as_json, plan_as_lines
+
+        shown = [json.dumps(plan_as_json(loaded), indent=2)] if as_json else plan_as_lines(loaded)
+        for line in shown:
+            click.echo(line)
         return
-    from hotstart.launcher.cluster import check_address
     from hotstart.launcher.launch import new_run
 
-    check_address(address)
+    _check_cluster(address, loaded.config)
     _follow(new_run(loaded), address, as_json)
 
 
@@ -102,11 +117,15 @@ def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -
 
     RUN is a run's name or `latest`. The working folder does not matter.
     """
-    from hotstart.launcher.cluster import check_address
+    from hotstart.cache.store import open_store
+    from hotstart.conf.load import job_from_yaml
     from hotstart.launcher.launch import reopen_run
+    from hotstart.launcher.record import resolve_run
 
-    check_address(address)
-    _follow(reopen_run(_runs_location(run_dir), run), address, as_json)
+    location = _runs_location(run_dir)
+    record = resolve_run(open_store(location), run)
+    _check_cluster(address, job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}"))
+    _follow(reopen_run(location, record.name), address, as_json)
 
 
 @main.command(epilog="\b\nExamples:\n"
@@ -142,43 +161,9 @@ def submit(
     The folder of JOB.yaml is sent with it, and so is hotstart; what it depends on, jax included,
     must be on the cluster. Ctrl-C stops following; the job goes on.
     """
-    from hotstart.launcher.shipment import prepare
-    from hotstart.launcher.submit import RayJobs
+    from hotstart.launcher.submit_command import run_submit
 
-    submission = prepare(job, overrides, bucket)
-    jobs = RayJobs(address)
-    _say(f"submitting {submission.folder} as {submission.submission_id} to {jobs.address}")
-    jobs.submit(submission)
-    ray_job = f"--address {jobs.address} {submission.submission_id}"
-    found: dict[str, Any] = {
-        "run": submission.run,
-        "submission_id": submission.submission_id,
-        "address": jobs.address,
-        "run_dir": submission.run_dir,
-        "status": "SUBMITTED",
-        "exit_code": None,
-        "reason": None,
-    }
-    exit_code = 0
-    if not no_wait:
-        stream = sys.stderr if as_json else sys.stdout
-        try:
-            ending = jobs.follow(
-                submission.submission_id, lambda text: click.echo(text, stream, nl=False)
-            )
-            exit_code = int(ending.exit_code)
-            found |= {"status": ending.status, "exit_code": exit_code, "reason": ending.reason}
-            _say(f"{submission.submission_id} {ending.status}: {ending.reason}")
-        except KeyboardInterrupt:
-            exit_code, no_wait = 130, True
-            _say("stopped following; the job goes on")
-    if no_wait:
-        _say(f"follow it with: ray job logs --follow {ray_job}")
-        _say(f"stop it with: ray job stop {ray_job}")
-    _say(f"report: hotstart report {submission.run} --run-dir {submission.run_dir}")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    sys.exit(exit_code)
+    sys.exit(run_submit(job, overrides, bucket, address, follow=not no_wait, as_json=as_json))
 
 
 @main.command(epilog="\b\nExamples:\n  hotstart runs\n  hotstart runs --run-dir gs://bucket/runs")
@@ -226,6 +211,15 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
     _print_report(resolve_run(open_store(_runs_location(run_dir)), run), as_json)
 
 
+def _check_cluster(address: str | None, config: JobConfig) -> None:
+    """Raise `UsageError` where the cluster is known not to do, before anything is recorded."""
+    from hotstart.launcher.cluster import check_address, check_hosts
+    from hotstart.launcher.placement import place
+
+    check_address(address)
+    check_hosts(address, place(config), spread=config.placement == "spread")
+
+
 def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     """Execute a run, show it, print its report, and exit with its code."""
     from hotstart.launcher.console import Console
@@ -234,20 +228,28 @@ def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     console = Console(run.name, run.config.workers, stream)
 
     def interrupt(number: int, frame: object) -> None:
-        console.say("stopping; press Ctrl-C again to stop at once")
         run.interrupt()
         signal.signal(number, _end_now)
+        _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     console.say(f"run {run.name} in {run.record.store.url}")
     decision = run.execute(console, address, console.say)
+    console.flush()
     _print_report(run.record, as_json)
     if decision.exit_code:
         console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
         if decision.exit_code in (1, 3, 130):
             console.say(f"restart it with: hotstart restart {run.name}{_run_dir_option(run)}")
     sys.exit(int(decision.exit_code))
+
+
+def _notice(line: bytes) -> None:
+    """Write to standard error from a signal handler: past all buffers, and never blocking."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, line)
 
 
 def _end_now(number: int, frame: object) -> None:
@@ -276,43 +278,6 @@ def _print_report(record: Any, as_json: bool) -> None:
     from rich.console import Console as RichConsole
 
     render_text(built, RichConsole())
-
-
-def _print_dry_run(job: LoadedJob, as_json: bool) -> None:
-    import dataclasses
-
-    from hotstart.conf.load import job_to_yaml
-    from hotstart.launcher.launch import worker_environ
-    from hotstart.launcher.placement import describe, place
-
-    environ = worker_environ(job.config, "<run_dir>/<run>/checkpoints", "<host:port>")
-    shares = place(job.config)
-    if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "job": dataclasses.asdict(job.config),
-                    "origins": job.origins,
-                    "environ": environ,
-                    "placement": [dataclasses.asdict(share) for share in shares],
-                },
-                indent=2,
-            )
-        )
-        return
-    click.echo(f"# {job.source}, resolved")
-    click.echo(job_to_yaml(job.config))
-    click.echo("# environment of each worker, on top of its host's")
-    for name, value in sorted(environ.items()):
-        click.echo(f"#   {name}={value}")
-    click.echo(f"# placement ({job.config.placement})")
-    for share in shares:
-        indices = ", ".join(map(str, share.processes))
-        click.echo(f"#   host {share.host_index}: process {indices}; {describe(share.bundle)}")
-
-
-def _say(text: str) -> None:
-    click.echo(f"hotstart {text}", err=True)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from hotstart.launcher.errors import ClusterUnreachable
+from hotstart.launcher.breakable import breakable
+from hotstart.launcher.errors import ClusterUnreachable, UsageError
 from hotstart.launcher.guard import Guard
+from hotstart.launcher.placement import HostShare, describe
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def connect(
     start` has started on this machine, else starts Ray here with at least the resources
     `needed`; `local` always starts it here. Blocks for some seconds; a signal that makes
     `is_interrupted` true breaks that off, and then there is no connection in the block. Raises
-    `ClusterUnreachable`.
+    `ClusterUnreachable`, and `UsageError` where Ray is started here and this host lacks what is
+    `needed`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -61,17 +63,16 @@ def connect(
         "logging_level": logging.ERROR,
         "configure_logging": False,
     }
-    address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if address == "auto":
-        address = _started_here() or "local"
+    address = _resolved(address)
     guard = None
     try:
-        with _breakable():
+        with breakable():
             if is_interrupted():  # by a signal that came before there was anything to break off
                 pass
             elif address == "local":
                 guard = Guard()
                 _start_here(guard, options, needed)
+                _check_resources(needed)
             else:
                 _join(address, options)
         # Ray prints what its nodes have to say on standard output, which is the report's.
@@ -87,6 +88,19 @@ def connect(
             guard.close(timeout_s=5)
 
 
+def check_hosts(address: str | None, shares: Sequence[HostShare], *, spread: bool) -> None:
+    """Raise `UsageError` where Ray would be started here and the gang is spread over more hosts.
+
+    Blocks for at most some seconds; like `check_address` it starts nothing.
+    """
+    if spread and len(shares) > 1 and _resolved(address) == "local":
+        workers = sum(len(share.processes) for share in shares)
+        raise UsageError(
+            f"Ray is started here, with one host; the job needs {len(shares)} hosts: use "
+            f"workers_per_host={workers}, placement=pack, or --address"
+        )
+
+
 def check_address(address: str | None) -> None:
     """Raise `ClusterUnreachable` where no Ray answers at a `host:port` that was asked for.
 
@@ -94,12 +108,33 @@ def check_address(address: str | None) -> None:
     recorded before it is known. `address` is what `connect` takes.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if address in ("auto", "local") or "://" in address:
+    if address in ("auto", "local"):
         return
+    scheme, separator, _ = address.partition("://")
+    if separator:
+        what = (
+            "is the address of Ray's dashboard"
+            if scheme.startswith("http")
+            else (
+                "is of Ray Client, which is not supported"
+                if scheme == "ray"
+                else "is not supported"
+            )
+        )
+        raise ClusterUnreachable(
+            f"cannot connect to Ray at {address}: that {what}; give host:6379 in --address or "
+            "RAY_ADDRESS, or give --address local to start Ray here"
+        )
     try:
         _knock(address)
     except (OSError, ValueError) as error:
         raise _unreachable(address, error) from error
+
+
+def _resolved(address: str | None) -> str:
+    """`host:port`, or `local` where Ray is to be started here."""
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    return (_started_here() or "local") if address == "auto" else address
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:
@@ -170,57 +205,50 @@ def _start_here(guard: Guard, options: Mapping[str, Any], needed: Mapping[str, f
     guard.watch_holders(folder)
     # What Ray can detect is left to it: a resource that is claimed here does not come to exist.
     custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "TPU", "memory")}
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(-(-needed.get("CPU", 0) // 1))),
-        resources=custom or None,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=folder,
-        **options,
-    )
+    with _own_token(Path(folder, "auth_token")):
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(-(-needed.get("CPU", 0) // 1))),
+            resources=custom or None,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+            **options,
+        )
 
 
 @contextlib.contextmanager
-def _breakable() -> Iterator[None]:
-    """Let SIGINT and SIGTERM break off what is inside, once their handlers have run.
+def _own_token(path: Path) -> Iterator[None]:
+    """Let an embedded Ray keep its token beside its files, and not announce it.
 
-    Ray takes seconds to start. It also puts handlers of its own in place of ours (absl's failure
-    handler on SIGTERM), so ours are installed again afterwards.
+    Ray would put one into the user's home and say so each time (docs.ray.io, token
+    authentication). What the user has set in the environment is used as it is.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def break_off(number: int, frame: FrameType | None) -> None:
-        handlers[number](number, frame)  # type: ignore[operator, misc]
-        now = signal.getsignal(number)
-        handlers[number] = handlers[number] if now is break_off else now  # it was replaced
-        raise _BrokenOff
-
-    for number, handler in handlers.items():
-        if callable(handler):
-            signal.signal(number, break_off)
-    unraisable = sys.unraisablehook
-
-    def pass_over(error: sys.UnraisableHookArgs) -> None:
-        if not isinstance(error.exc_value, _BrokenOff):  # lost in a fork hook, say: Ray starts
-            unraisable(error)
-
-    sys.unraisablehook = pass_over
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    announcer = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    level = announcer.level
+    announcer.setLevel(logging.ERROR)
     try:
         yield
-    except _BrokenOff:
-        logger.info("told to stop while connecting to Ray")
     finally:
-        sys.unraisablehook = unraisable
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        announcer.setLevel(level)
 
 
-class _BrokenOff(BaseException):
-    """A signal came while Ray started."""
+def _check_resources(needed: Mapping[str, float]) -> None:
+    """Raise `UsageError` where the one host of an embedded Ray can never meet the request."""
+    import ray
+
+    total = ray.cluster_resources()
+    lacking = {k: v for k, v in needed.items() if v > total.get(k, 0.0)}
+    if lacking:
+        has = {k: total.get(k, 0.0) for k in lacking}
+        raise UsageError(
+            f"Ray is started here, on a host with {describe(has)}; the job needs "
+            f"{describe(lacking)}: use another platform, less in resources_per_worker, or --address"
+        )
 
 
 def _kill_monitor() -> None:

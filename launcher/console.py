@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import io
+import os
+import select
 import sys
+import threading
+from collections import deque
 from typing import TextIO
 
 from hotstart.launcher.outcome import GiveUp, Outcome, Restart
-from hotstart.launcher.workers import Output
+from hotstart.launcher.workers import LEFT_OUT, Output
 
 _COLORS = (36, 35, 33, 32, 34, 31)
+_LIMIT_CHARS = 4 << 20
+_FULL_WAIT_S = 0.5
+_FLUSH_S = 2.0
+_WRITE_BYTES = 4096  # a pipe takes this much whole (PIPE_BUF), so lines stay whole
 
 
 class Console:
-    """A `Watcher` that writes plain lines, colored where `stream` is a terminal."""
+    """A `Watcher` that writes plain lines, colored where `stream` is a terminal.
+
+    Nothing here blocks for long, whatever reads the stream: what finds no room is left out, and
+    a line says so. Where the reader has gone, all is left out.
+    """
 
     def __init__(self, run: str, process_count: int, stream: TextIO | None = None) -> None:
         self._run = run
         self._width = len(str(process_count - 1))
-        self._stream = stream or sys.stdout
-        if isinstance(self._stream, io.TextIOWrapper):
+        stream = stream or sys.stdout
+        if isinstance(stream, io.TextIOWrapper):
             # What a worker prints must not end the run where this terminal has no such character.
-            self._stream.reconfigure(errors="backslashreplace")
-        self._colored = self._stream.isatty()
+            stream.reconfigure(errors="backslashreplace")
+        self._colored = stream.isatty()
+        left_out = f"{self._paint('hotstart', 1)} {LEFT_OUT}\n"
+        self._printer = Printer(stream, left_out)
+        atexit.register(self.flush)
 
     def say(self, text: str) -> None:
-        """One line of the launcher's own."""
-        self._stream.write(f"{self._paint('hotstart', 1)} {text}\n")
-        self._stream.flush()
+        """One line of the launcher's own; never left out, and safe in a signal handler."""
+        self._printer.put(f"{self._paint('hotstart', 1)} {text}\n")
+
+    def flush(self, timeout_s: float = _FLUSH_S) -> bool:
+        """Wait until all is written, at most `timeout_s`; what is not by then is left out.
+
+        To be called before something else is written to the stream.
+        """
+        return self._printer.flush(timeout_s)
 
     def attempt_started(self, attempt: int) -> None:
         self.say(f"{self._run}: attempt {attempt} started")
@@ -35,8 +58,7 @@ class Console:
     def output(self, output: Output) -> None:
         index = output.process_index
         prefix = self._paint(f"[{index:>{self._width}}]", _COLORS[index % len(_COLORS)])
-        self._stream.write("".join(f"{prefix} {line}\n" for line in output.lines))
-        self._stream.flush()
+        self._printer.offer("".join(f"{prefix} {line}\n" for line in output.lines))
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.say(f"attempt {attempt}: first step after {seconds:.1f} s")
@@ -48,6 +70,117 @@ class Console:
             text += f"; restarting{wait} ({decision.budgets_left.failures} failures and "
             text += f"{decision.budgets_left.preemptions} preemptions left)"
         self.say(text)
+        if isinstance(decision, GiveUp) and not self.flush() and outcome.kind == "interrupted":
+            self._printer.abandon()  # who wants it to stop must not wait for what comes after
 
     def _paint(self, text: str, code: int) -> str:
         return f"\033[{code}m{text}\033[0m" if self._colored else text
+
+
+class Printer:
+    """Writes texts in order from a thread of its own.
+
+    `left_out` is printed where texts are missing. The stream's own buffer is passed by: a thread
+    that is stuck in it would keep its lock, and the interpreter could not end.
+    """
+
+    def __init__(self, stream: TextIO, left_out: str, limit_chars: int = _LIMIT_CHARS) -> None:
+        self._stream = stream
+        self._left_out = left_out
+        self._limit_chars = limit_chars
+        self._fd: int | None = None
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+            self._fd = stream.fileno()
+        # Of its default lock, which a signal handler may take again.
+        self._changed = threading.Condition()
+        self._texts: deque[str] = deque()
+        self._queued_chars = 0
+        self._writing = False
+        self._full = False  # until half of the room is free again
+        self._owes_left_out = False
+        self._gone = False
+        threading.Thread(target=self._write_texts, name="hotstart-console", daemon=True).start()
+
+    def put(self, text: str) -> None:
+        """Print this in any case; does not block."""
+        with self._changed:
+            if not self._gone:
+                self._append(text)
+
+    def offer(self, text: str) -> None:
+        """Print this, or leave it out where there is no room; blocks at most 0.5 s for that."""
+        with self._changed:
+            if not self._full:
+                self._full = not self._changed.wait_for(
+                    lambda: self._gone or self._queued_chars < self._limit_chars, _FULL_WAIT_S
+                )
+            elif self._queued_chars <= self._limit_chars // 2:
+                self._full = False
+            if self._gone:
+                return
+            if self._full:
+                self._owes_left_out = True
+            else:
+                self._append(text)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Whether all is written, after at most `timeout_s`; the rest is left out."""
+        with self._changed:
+            if self._owes_left_out and not self._gone:
+                self._append("")
+            done = self._changed.wait_for(lambda: not (self._texts or self._writing), timeout_s)
+            if not done:
+                self._texts.clear()
+                self._queued_chars = 0
+                self._owes_left_out = True
+            return done
+
+    def abandon(self) -> None:
+        """Write no more, and let nobody else block on the stream either."""
+        with self._changed:
+            self._gone = True
+            self._texts.clear()
+            self._queued_chars = 0
+            self._changed.notify_all()
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._fd)
+                os.close(nowhere)
+
+    def _append(self, text: str) -> None:
+        if self._owes_left_out:
+            self._owes_left_out = False
+            text = self._left_out + text
+        self._texts.append(text)
+        self._queued_chars += len(text)
+        self._changed.notify_all()
+
+    def _write_texts(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._texts)
+                text = self._texts.popleft()
+                self._queued_chars -= len(text)
+                self._writing = True
+                self._changed.notify_all()
+            try:
+                self._write(text)
+            except (OSError, ValueError):  # its reader has gone, or its disk is full
+                self.abandon()
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+    def _write(self, text: str) -> None:
+        if self._fd is None:
+            self._stream.write(text)
+            self._stream.flush()
+            return
+        data = memoryview(text.encode(self._stream.encoding or "utf-8", "backslashreplace"))
+        while data and not self._gone:
+            try:
+                data = data[os.write(self._fd, data[:_WRITE_BYTES]) :]
+            except BlockingIOError:  # whoever shares the terminal has set it so
+                select.select([], [self._fd], [])

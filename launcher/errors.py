@@ -6,6 +6,7 @@ LauncherError              1   the job could not be run
  |   |- RunOwned           2   another driver owns the run
  |   '- ClusterUnreachable 2   no Ray cluster answers at the address
  |- PlacementTimeout       1   the cluster did not have the resources in time
+ |- HostFailed             1   a host could not do what the launcher asked of it
  |- RecordDamaged          1   the run record lacks an object that can't be done without
  |- RecordUnreachable      1   the run record could not be written while the job ran
  '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed
@@ -57,6 +58,10 @@ class ClusterUnreachable(UsageError):
 
 class PlacementTimeout(LauncherError):
     """The cluster did not have the resources of the gang in time."""
+
+
+class HostFailed(LauncherError):
+    """A host could not do what the launcher asked of it: its agent or its workers did not start."""
 
 
 class RecordDamaged(LauncherError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hotstart.launcher.agent import Agent, HostInfo
-from hotstart.launcher.errors import PlacementTimeout
+from hotstart.launcher.errors import HostFailed, PlacementTimeout
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare, describe, total
 from hotstart.launcher.plan import AttemptPlan
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _CALL_S = 30.0
+_AGENTS_S = 120.0
 
 
 class Gang:
@@ -40,8 +41,11 @@ class Gang:
         self._started_at = 0.0
         self.lost: list[AgentLost] = []
 
-    def start_agents(self) -> None:
-        """Create the agents; returns when all have answered."""
+    def start_agents(self, is_interrupted: Callable[[], bool]) -> bool:
+        """Create the agents; returns when all have answered, False if interrupted meanwhile.
+
+        Raises `HostFailed`.
+        """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -60,29 +64,50 @@ class Gang:
                     ),
                 ).remote()
             )
-        answers = ray.get([agent.describe.remote() for agent in self._agents], timeout=120)
+        refs = [agent.describe.remote() for agent in self._agents]
+        deadline = time.monotonic() + _AGENTS_S
+        waiting = refs
+        while waiting:
+            if is_interrupted():
+                return False
+            if time.monotonic() > deadline:
+                raise HostFailed(
+                    f"{len(waiting)} of {len(refs)} agents did not start within {_AGENTS_S:.0f} s; "
+                    "see Ray's logs on its hosts"
+                )
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
+        try:
+            answers = ray.get(refs)
+        except ray.exceptions.RayError as error:
+            raise HostFailed(f"an agent did not start: {_cause(error)}") from error
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
+        return True
 
     @property
     def hosts(self) -> list[HostInfo]:
         """Where the agents are, by host index."""
         return self._infos
 
-    def fresh_coordinator(self) -> str:
-        """`host:port` for the jax.distributed coordinator, on process 0's host."""
-        import ray
+    def fresh_coordinator(self) -> str | None:
+        """`host:port` for the jax.distributed coordinator, on process 0's host.
 
-        port = ray.get(self._agents[0].free_port.remote(), timeout=_CALL_S)
-        return f"{self._infos[0].ip}:{port}"
+        None where an agent, that one or another, was found to be lost.
+        """
+        answers = self._call_all("give a free port", lambda i: (self._agents[i].free_port, ()))
+        return None if self.lost else f"{self._infos[0].ip}:{answers[0]}"
 
     def start(self, attempt: AttemptPlan, decided_at: float) -> None:
-        """Start all workers of an attempt that was decided at `decided_at`, monotonic."""
+        """Start all workers of an attempt that was decided at `decided_at`, monotonic.
+
+        Raises `HostFailed`.
+        """
         self._started_at = decided_at
         elapsed_s = time.monotonic() - decided_at
         self._call_all(
-            lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s))
+            "start its workers",
+            lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s)),
         )
 
     def events(self) -> Iterator[tuple[int, Event]]:
@@ -111,7 +136,11 @@ class Gang:
 
     def stop(self, grace_s: float, *, ask: bool) -> None:
         """End all workers; returns when they are reaped."""
-        self._call_all(lambda i: (self._agents[i].stop, (grace_s, ask)), timeout_s=grace_s + 10)
+        self._call_all(
+            "stop its workers",
+            lambda i: (self._agents[i].stop, (grace_s, ask)),
+            timeout_s=grace_s + 10,
+        )
 
     def finish(self) -> dict[int, dict[str, Any]]:
         """The reports of all workers of the attempt, by process index.
@@ -119,7 +148,10 @@ class Gang:
         `events` may still have something of the attempt, until `drained`.
         """
         reports: dict[int, dict[str, Any]] = {}
-        for index, (found, end) in self._call_all(lambda i: (self._agents[i].finish, ())).items():
+        answers = self._call_all(
+            "give its workers' reports", lambda i: (self._agents[i].finish, ()), may_fail=True
+        )
+        for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
         return reports
@@ -137,7 +169,7 @@ class Gang:
         import ray
 
         with contextlib.suppress(Exception):
-            self._call_all(lambda i: (self._agents[i].close, ()), timeout_s=3)
+            self._call_all("close", lambda i: (self._agents[i].close, ()), timeout_s=3)
         for agent in self._agents:
             with contextlib.suppress(Exception):
                 ray.kill(agent)
@@ -145,9 +177,18 @@ class Gang:
             ray.util.remove_placement_group(self._group)
 
     def _call_all(
-        self, call: Callable[[int], tuple[Any, tuple[Any, ...]]], timeout_s: float = _CALL_S
+        self,
+        what: str,
+        call: Callable[[int], tuple[Any, tuple[Any, ...]]],
+        timeout_s: float = _CALL_S,
+        *,
+        may_fail: bool = False,
     ) -> dict[int, Any]:
-        """One call on each agent that is there, in parallel; the answers by host index."""
+        """One call on each agent that is there, in parallel; the answers by host index.
+
+        `what` is what it asks for. An error inside an agent is raised as `HostFailed`; with
+        `may_fail` it only costs that agent's answer.
+        """
         import ray
 
         refs = {}
@@ -163,7 +204,12 @@ class Gang:
             except ray.exceptions.GetTimeoutError:
                 logger.warning("the agent on %s does not answer", self._infos[index].host)
                 self._lose(index, None)
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayTaskError as error:
+                message = f"{self._infos[index].host} can't {what}: {_cause(error)}"
+                if not may_fail:
+                    raise HostFailed(message) from error
+                logger.warning("%s", message)
+            except ray.exceptions.RayError as error:
                 self._lose(index, error)
         return answers
 
@@ -208,7 +254,7 @@ def place_gang(
 ) -> Gang | None:
     """Wait for the hosts and put an agent on each; None if interrupted meanwhile.
 
-    Says through `tell` what it waits for, every 10 s. Raises `PlacementTimeout`.
+    Says through `tell` what it waits for, every 10 s. Raises `PlacementTimeout` or `HostFailed`.
     """
     import ray
 
@@ -230,10 +276,13 @@ def place_gang(
             tell(f"{_needs(shares)}; waiting up to {timeout_s:.0f} s")
     gang = Gang(shares, group)
     try:
-        gang.start_agents()
+        started_all = gang.start_agents(is_interrupted)
     except BaseException:
         gang.close()
         raise
+    if not started_all:
+        gang.close()
+        return None
     return gang
 
 
@@ -249,6 +298,14 @@ def _needs(shares: Sequence[HostShare]) -> str:
         f"{len(alive)} hosts with {describe(has)}, "
         f"of which {describe({k: free.get(k, 0.0) for k in wanted})} are free"
     )
+
+
+def _cause(error: BaseException) -> str:
+    """In one line, what lies under an error of Ray's, whose text has a whole traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return (f"{type(cause).__name__}: {cause}".splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _is_node_alive(node_id: str) -> bool:

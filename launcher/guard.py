@@ -3,11 +3,12 @@
 The owner (an agent, or a driver that started Ray) may be killed with -9 at any time. The guard
 is a small process in a session of its own that reads lines from the owner over a pipe:
 
-    group PGID         a process group to kill when the owner ends
-    drop PGID          that group has ended
-    marked NAME=VALUE  when the owner ends, kill every process with this in its environment
-    holders PATH       when the owner ends, kill every process with a file open below PATH
-    folder PATH        a folder to remove when the owner ends
+    group PGID           a process group to kill when the owner ends
+    drop PGID            that group has ended
+    marked NAME=VALUE    when the owner ends, kill every process with this in its environment
+    unmarked NAME=VALUE  those have ended
+    holders PATH         when the owner ends, kill every process with a file open below PATH
+    folder PATH          a folder to remove when the owner ends
 
 At end of file, whatever its cause, it kills the processes, removes the folders and ends. Run as
 a plain file without site-packages, so that it starts in 10 ms and is small. It is no child of
@@ -56,6 +57,10 @@ class Guard:
         """Kill all processes that have this in their environment when the owner ends."""
         self._tell(f"marked {name}={value}")
 
+    def drop_marked(self, name: str, value: str) -> None:
+        """All processes with this in their environment have ended."""
+        self._tell(f"unmarked {name}={value}")
+
     def watch_holders(self, path: str) -> None:
         """Kill all processes that have a file open below this folder when the owner ends."""
         self._tell(f"holders {path}")
@@ -76,6 +81,11 @@ class Guard:
             self._process.stdin.write(os.fsencode(line + "\n"))  # type: ignore[union-attr]
 
 
+def kill_marked(name: str, value: str) -> None:
+    """Kill all processes that have this in their environment; blocks until none is left, < 1 s."""
+    _kill_all({os.fsencode(f"{name}={value}")}, set(), os.getpid())
+
+
 def _kill_all(marks: set[bytes], folders: set[str], owner: int) -> None:
     """SIGKILL, until none is found: a process may spawn another while it is looked for."""
     for _ in range(20):
@@ -89,8 +99,9 @@ def _kill_all(marks: set[bytes], folders: set[str], owner: int) -> None:
 
 
 def _is_ours(pid: int, marks: set[bytes], folders: set[str]) -> bool:
-    return not marks.isdisjoint(_environ(pid)) or any(
-        path.startswith(f"{folder}/") for path in _open_files(pid) for folder in folders
+    return not marks.isdisjoint(_environ(pid)) or (
+        bool(folders)  # many files may be open
+        and any(path.startswith(f"{folder}/") for path in _open_files(pid) for folder in folders)
     )
 
 
@@ -142,6 +153,8 @@ def _main() -> None:
             groups.discard(int(rest))
         elif word == b"marked":
             marks.add(rest)
+        elif word == b"unmarked":
+            marks.discard(rest)
         elif word == b"holders":
             held.add(os.fsdecode(rest))
         elif word == b"folder":

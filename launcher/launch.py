@@ -18,7 +18,13 @@ from hotstart.cache.store import open_store
 from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
-from hotstart.launcher.errors import CacheRequired, ExitCode, RecordUnreachable, UsageError
+from hotstart.launcher.errors import (
+    CacheRequired,
+    ExitCode,
+    LauncherError,
+    RecordUnreachable,
+    UsageError,
+)
 from hotstart.launcher.facts import FinalState
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
@@ -95,6 +101,9 @@ class Run:
                 f"run {self.name}: its record in {self.record.store.url} can't be kept: {error}; "
                 "restart it when it can"
             ) from error
+        except LauncherError as error:
+            decision = GiveUp(error.exit_code, str(error))
+            raise
         except Exception as error:
             decision = GiveUp(ExitCode.JOB_FAILED, str(error))
             raise

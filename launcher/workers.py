@@ -1,8 +1,9 @@
 """The worker processes of one host in one attempt: spawn, read, signal, reap.
 
-Each worker is a child in a session of its own, so that it and all that it has spawned can be
-killed as one process group. Three threads follow it: one reads its output, one its reports,
-one waits for its end. All of them hand what they see to `emit`.
+Each worker is a child in a session of its own, so that it and what it has spawned can be killed
+as one process group. Its environment is marked, so that what it has spawned in other sessions
+(wandb and TensorBoard do) is found too. Three threads follow it: one reads its output, one its
+reports, one waits for its end. All of them hand what they see to `emit`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from hotstart.launcher.channel import Channel
-from hotstart.launcher.guard import Guard
+from hotstart.launcher.guard import Guard, kill_marked
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
 from hotstart.launcher.worker import CHANNEL_FD
 
 logger = logging.getLogger(__name__)
 
+LEFT_OUT = "... output left out here; it is in the log"
+_MARK = "HOTSTART_WORKER"
+_SWEEP_S = 0.02
 _MAX_LINE_BYTES = 1 << 16
 _MAIN = "from hotstart.launcher.worker import main; main()"
 
@@ -63,7 +67,10 @@ class WorkerProcess:
         guard: Guard,
         emit: Callable[[Event], None],
     ) -> None:
-        """Spawn it; the calling thread must live as long as the worker (PR_SET_PDEATHSIG)."""
+        """Spawn it; the calling thread must live as long as the worker (PR_SET_PDEATHSIG).
+
+        `emit` may block on `Output`, and the worker's pipe with it. Raises OSError.
+        """
         self.plan = plan
         self.report: dict[str, Any] = {}
         self._guard = guard
@@ -71,17 +78,25 @@ class WorkerProcess:
         self._started = time.monotonic()
         self._stopped = False
         self._cache_required = False
+        attempt = plan.attempt
+        self._mark = f"{attempt.run}/{attempt.attempt}/{plan.process_index}"
+        guard.watch_marked(_MARK, self._mark)
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _MAIN],
-                env={**environ, CHANNEL_FD: str(theirs.fileno())},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _MAIN],
+                    env={**environ, _MARK: self._mark, CHANNEL_FD: str(theirs.fileno())},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            guard.drop_marked(_MARK, self._mark)
+            raise
         guard.watch_group(self._process.pid)
         self._channel = Channel(ours)
         self._channel.send(plan.to_json())
@@ -130,6 +145,9 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # data loaders and the like that it left behind
             os.killpg(self._process.pid, signal.SIGKILL)
         self._guard.drop_group(self._process.pid)
+        sweep = threading.Thread(target=self._sweep, name="worker-sweep", daemon=True)
+        sweep.start()
+        sweep.join(_SWEEP_S)  # the next attempt must not wait for it
         if code == 4:  # whether it means the cache is in its last message
             self._listener.join(1.0)
         self._ended.set()
@@ -144,6 +162,10 @@ class WorkerProcess:
                 cache_required=self._cache_required,
             )
         )
+
+    def _sweep(self) -> None:
+        kill_marked(_MARK, self._mark)
+        self._guard.drop_marked(_MARK, self._mark)
 
     def _read_reports(self) -> None:
         stepped = False

@@ -14,6 +14,7 @@ from tests.support.launch import (
     Site,
     await_true,
     is_running,
+    pids_in,
     ray_nodes,
     wait_for_step,
 )
@@ -90,3 +91,37 @@ def test_kill_agent_takes_its_workers_along_and_the_run_goes_on(here: Site) -> N
     assert second["outcome"] == "done"
     assert [w["last_step"] for w in second["workers"]] == [4, 4]
     assert [w["cache"]["compiled"] for w in second["workers"]] == [0, 0]
+
+
+def test_kill_agent_between_attempts_places_another_and_the_run_goes_on(here: Site) -> None:
+    here.write(
+        "train.py",
+        """
+        import os, sys
+        from hotstart.launcher import context
+
+        print("pids", os.getpid(), os.getppid(), 0, flush=True)
+        sys.exit(1 if context.attempt() == 1 else 0)
+        """,
+    )
+    launched = here.start_launch(
+        "job.yaml", "workers=1", "jax_distributed=script", "restarts.backoff_s=6", "--json"
+    )
+    launched.wait_for("attempt 1 failed")
+    os.kill(pids_in(launched.output())[0].agent, signal.SIGKILL)
+    finished = launched.wait()
+    here.assert_clean()
+    assert finished.exit_code == 0, finished.shown
+    assert "Traceback" not in finished.stderr
+    assert [a["outcome"] for a in finished.report["attempts"]] == ["failed", "done"]
+
+
+def test_start_that_the_host_refuses_is_one_line(here: Site) -> None:
+    here.write("long.yaml", JOB + f"    env: {{LONG: {'x' * 200_000}}}\n")
+    finished = here.launch("long.yaml")
+    here.assert_clean()
+    assert finished.exit_code == 1, finished.stderr[-2000:]
+    assert "Traceback" not in finished.stderr
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith("hotstart: ")
+    assert "can't start its workers: OSError: [Errno 7] Argument list too long" in last

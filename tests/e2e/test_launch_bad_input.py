@@ -190,3 +190,39 @@ def test_bad_address_in_the_environment_is_refused_in_one_line(here: Site) -> No
         "hotstart: cannot connect to Ray at 127.0.0.1:1: [Errno 111] Connection refused; check "
         "--address and RAY_ADDRESS, or give --address local to start Ray here"
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("http://head:8265", "that is the address of Ray's dashboard"),
+        ("https://head", "that is the address of Ray's dashboard"),
+        ("ray://head:10001", "that is of Ray Client, which is not supported"),
+    ],
+)
+def test_bad_address_of_another_protocol_is_refused_in_one_line(
+    here: Site, address: str, problem: str
+) -> None:
+    assert message(here, SCRIPT_LINE, env={"RAY_ADDRESS": address}) == (
+        f"hotstart: cannot connect to Ray at {address}: {problem}; give host:6379 in --address or "
+        "RAY_ADDRESS, or give --address local to start Ray here"
+    )
+
+
+def test_bad_spread_over_hosts_that_an_embedded_ray_lacks_is_refused(here: Site) -> None:
+    job = SCRIPT_LINE + "workers: 2\nworkers_per_host: 1\n"
+    assert message(here, job, "--address", "local") == (
+        "hotstart: Ray is started here, with one host; the job needs 2 hosts: use "
+        "workers_per_host=2, placement=pack, or --address"
+    )
+
+
+def test_bad_need_that_this_host_lacks_is_refused_at_once(here: Site) -> None:
+    here.write("job.yaml", SCRIPT_LINE + "resources_per_worker: {TPU: 4}\n")
+    finished = here.launch("job.yaml")
+    assert finished.exit_code == 2, finished.shown
+    assert finished.stderr.splitlines()[-1] == (
+        "hotstart: Ray is started here, on a host with {TPU: 0}; the job needs {TPU: 4}: use "
+        "another platform, less in resources_per_worker, or --address"
+    )
+    here.assert_clean(within_s=3.0)

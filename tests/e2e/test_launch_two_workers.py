@@ -140,9 +140,17 @@ def test_dry_run_prints_job_environment_and_placement_and_starts_nothing() -> No
         assert f"location: {here.folder}/cache\n" in job
         assert rest.splitlines()[1:] == [
             "#   COLOR=blue",
+            "#   HOTSTART_ATTEMPT=<attempt, from 1>",
             "#   HOTSTART_CHECKPOINT_DIR=<run_dir>/<run>/checkpoints",
+            "#   HOTSTART_PROCESS_COUNT=4",
+            "#   HOTSTART_PROCESS_INDEX=<process, from 0>",
+            "#   HOTSTART_RUN=<run>",
             "#   JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo",
             "#   JAX_PLATFORMS=cpu",
+            "#   PYTHONUNBUFFERED=1",
+            "# taken out of it: JAX_COMPILATION_CACHE_DIR, JAX_COORDINATOR_ADDRESS, "
+            "JAX_COORDINATOR_BIND_ADDRESS, JAX_LOCAL_DEVICE_IDS, JAX_NUM_PROCESSES, "
+            "JAX_PROCESS_ID",
             "# placement (spread)",
             "#   host 0: process 0, 1; {CPU: 1}",
             "#   host 1: process 2, 3; {CPU: 1}",

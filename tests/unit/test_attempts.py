@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
-from hotstart.launcher.errors import ExitCode
+from hotstart.launcher.errors import ExitCode, HostFailed
 from hotstart.launcher.outcome import (
     AgentLost,
     Budgets,
@@ -66,8 +66,8 @@ class FakeGang:
         self._attempt = 0
         self._pending: list[list[tuple[int, Event]]] = []
 
-    def fresh_coordinator(self) -> str:
-        return "host:1234"
+    def fresh_coordinator(self) -> str | None:
+        return None if self.lost else "host:1234"
 
     def start(self, attempt: AttemptPlan, decided_at: float) -> None:
         self._calls.append((self._name, "start", attempt.attempt))
@@ -327,6 +327,65 @@ def test_loop_of_a_restarted_run_goes_on_with_the_next_number() -> None:
     bench.record.start_attempt(2, {})
     assert bench.run().exit_code == ExitCode.DONE
     assert bench.calls[0] == ("gang 1", "start", 3)
+
+
+def test_loop_agent_lost_in_a_pause_places_another_gang_and_charges_nothing() -> None:
+    bench = Bench(KILLED, DONE)
+
+    class Dying(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            if bench.clock.slept_s > 0.3 and self._name == "gang 1":
+                self._lose([lost_agent(node_alive=True)])
+            yield from super().events()
+
+    def dying() -> FakeGang:
+        bench.placed += 1
+        return Dying(bench.scripts, bench.calls, f"gang {bench.placed}")
+
+    bench._place = dying  # type: ignore[method-assign]
+    assert bench.run(failures=1, backoff_s=4.0).exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    assert bench.outcomes() == ["failed", "done"]
+
+
+def test_loop_agents_that_are_always_lost_before_the_start_end_the_run() -> None:
+    bench = Bench()
+
+    def stillborn() -> FakeGang:
+        bench.placed += 1
+        gang = FakeGang(bench.scripts, bench.calls, f"gang {bench.placed}")
+        gang.lost.append(lost_agent(node_alive=True))
+        return gang
+
+    bench._place = stillborn  # type: ignore[method-assign]
+    with pytest.raises(HostFailed) as raised:
+        bench.run()
+    assert str(raised.value) == (
+        "agents were lost 3 times before an attempt could start, last on host; see Ray's logs there"
+    )
+    assert (bench.placed, bench.outcomes()) == (3, [])
+    assert bench.calls == [(f"gang {n}", "close") for n in (1, 2, 3)]
+
+
+def test_loop_start_that_a_host_refuses_ends_the_attempt_and_the_run() -> None:
+    bench = Bench(DONE)
+
+    class Refusing(FakeGang):
+        def start(self, attempt: AttemptPlan, decided_at: float) -> None:
+            raise HostFailed("host can't start its workers: why")
+
+    bench._place = lambda: Refusing({}, bench.calls, "gang 1")  # type: ignore[method-assign]
+    with pytest.raises(HostFailed, match="why"):
+        bench.run()
+    assert bench.calls == [("gang 1", "close")]
+    [attempt] = bench.record.attempts()
+    assert (attempt.end or {})["reason"] == "host can't start its workers: why"
 
 
 def test_loop_closes_the_gang_when_something_breaks() -> None:

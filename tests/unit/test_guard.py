@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hotstart.launcher.guard import Guard
+from hotstart.launcher.guard import Guard, kill_marked
 from tests.support.launch import await_true, is_running
 
 pytestmark = pytest.mark.unit
@@ -118,6 +118,28 @@ time.sleep(600)
     assert group.wait(5) == -signal.SIGKILL
     await_true(lambda: not folder.exists(), 5)
     owner.stdout.close()
+
+
+def test_kill_marked_ends_those_with_the_mark_and_no_others(
+    spawned: list[subprocess.Popen[bytes]],
+) -> None:
+    ours = spawn(spawned, env={**os.environ, "HOTSTART_WORKER": "run/1/0"})
+    other = spawn(spawned, env={**os.environ, "HOTSTART_WORKER": "run/1/01"})
+    kill_marked("HOTSTART_WORKER", "run/1/0")
+    assert ours.wait(5) == -signal.SIGKILL
+    assert other.poll() is None
+
+
+def test_guard_close_leaves_a_dropped_mark_alone(spawned: list[subprocess.Popen[bytes]]) -> None:
+    kept = spawn(spawned, env={**os.environ, "SOME_MARK": "kept"})
+    dropped = spawn(spawned, env={**os.environ, "SOME_MARK": "dropped"})
+    guard = Guard()
+    guard.watch_marked("SOME_MARK", "kept")
+    guard.watch_marked("SOME_MARK", "dropped")
+    guard.drop_marked("SOME_MARK", "dropped")
+    guard.close()
+    assert kept.wait(5) == -signal.SIGKILL
+    assert dropped.poll() is None
 
 
 def test_guard_ignores_what_a_terminal_sends(tmp_path: Path) -> None:

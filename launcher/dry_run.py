@@ -1,0 +1,55 @@
+"""What a launch would do, without starting anything: the job, environments and placement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from hotstart.conf.load import LoadedJob, job_to_yaml
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.agent import STALE_ENVIRON
+from hotstart.launcher.launch import worker_environ
+from hotstart.launcher.placement import describe, place
+
+
+def plan_as_json(job: LoadedJob) -> dict[str, Any]:
+    """The plan as what `--dry-run --json` prints; what only a run knows is in angle brackets."""
+    return {
+        "job": dataclasses.asdict(job.config),
+        "origins": job.origins,
+        "environ": _environ(job.config),
+        "environ_removed": _removed(job.config),
+        "placement": [dataclasses.asdict(share) for share in place(job.config)],
+    }
+
+
+def plan_as_lines(job: LoadedJob) -> Iterator[str]:
+    """The plan as text: valid YAML of the job, the rest as comments."""
+    config = job.config
+    yield f"# {job.source}, resolved"
+    yield job_to_yaml(config)
+    yield "# environment of each worker, on top of its host's"
+    for name, value in sorted(_environ(config).items()):
+        yield f"#   {name}={value}"
+    yield f"# taken out of it: {', '.join(_removed(config))}"
+    yield f"# placement ({config.placement})"
+    for share in place(config):
+        indices = ", ".join(map(str, share.processes))
+        yield f"#   host {share.host_index}: process {indices}; {describe(share.bundle)}"
+
+
+def _environ(config: JobConfig) -> dict[str, str]:
+    """As `Agent` composes it for a worker."""
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "HOTSTART_RUN": "<run>",
+        "HOTSTART_ATTEMPT": "<attempt, from 1>",
+        "HOTSTART_PROCESS_INDEX": "<process, from 0>",
+        "HOTSTART_PROCESS_COUNT": str(config.workers),
+        **worker_environ(config, "<run_dir>/<run>/checkpoints", "<host:port>"),
+    }
+
+
+def _removed(config: JobConfig) -> list[str]:
+    return sorted(set(STALE_ENVIRON) - _environ(config).keys())

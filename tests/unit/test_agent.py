@@ -1,0 +1,176 @@
+"""An agent's queue is bounded, and what it has started it can end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hotstart.cache import store as store_module
+from hotstart.cache.errors import DeadlineExceeded
+from hotstart.launcher import workers as workers_module
+from hotstart.launcher.agent import Agent, EventQueue
+from hotstart.launcher.outcome import WorkerExit
+from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.workers import LEFT_OUT, Output
+from tests.support.launch import await_true, is_running
+
+pytestmark = pytest.mark.unit
+
+EXIT = WorkerExit(0, 1, None, "host", 1.0, stopped=False)
+LINES = Output(0, ("x" * 99_936,))  # counts as 100 064 bytes
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    made = Agent("127.0.0.1")
+    yield made
+    made.close()
+
+
+def plan(program: Program, log_location: str) -> AttemptPlan:
+    return AttemptPlan(
+        run="run-of-test-agent",
+        attempt=1,
+        process_count=2,
+        coordinator="127.0.0.1:1",
+        initialize=False,
+        distributed_timeout_s=5.0,
+        program=program,
+        cache=None,
+        environ={"JAX_PLATFORMS": "cpu"},
+        log_location=log_location,
+    )
+
+
+def sleeper(tmp_path: Path) -> Program:
+    script = tmp_path / "sleep.py"
+    script.write_text("import time; time.sleep(600)")
+    return Program(str(script), None, (), (), str(tmp_path))
+
+
+def take_all(queue: EventQueue) -> list[object]:
+    cursor, found = 0, []
+    while cursor < queue.end:
+        batch = queue.after(cursor, 0.0)
+        cursor = batch.next_cursor
+        found += [event for _, event in batch.events]
+    queue.after(cursor, 0.0)
+    return found
+
+
+def test_event_queue_full_of_output_makes_the_worker_wait_and_lets_its_end_pass() -> None:
+    queue = EventQueue(limit_bytes=1_000_000)
+    put = []
+
+    def fill() -> None:
+        for number in range(30):
+            queue.put(1, LINES)
+            put.append(number)
+
+    filler = threading.Thread(target=fill, daemon=True)
+    filler.start()
+    await_true(lambda: len(put) == 10, 5)
+    filler.join(0.2)
+    assert len(put) == 10
+    queue.put(1, EXIT)
+    assert queue.end == 11
+    cursor, found = 0, []
+    while len(found) < 31:
+        batch = queue.after(cursor, 5.0)
+        cursor = batch.next_cursor
+        found += [event for _, event in batch.events]
+    assert found[10] == EXIT
+    assert found[:10] + found[11:] == [LINES] * 30
+
+
+def test_event_queue_batch_is_about_one_megabyte() -> None:
+    queue = EventQueue()
+    for _ in range(30):
+        queue.put(1, LINES)
+    assert len(queue.after(0, 0.0).events) == 10
+    assert len(queue.after(10, 0.0).events) == 10
+    queue.put(1, Output(0, ("x" * 3_000_000,)))
+    assert len(queue.after(30, 0.0).events) == 1
+
+
+def test_event_queue_of_an_attempt_that_ends_leaves_out_what_finds_no_room() -> None:
+    queue = EventQueue(limit_bytes=1_000_000)
+    queue.open(1)
+    for _ in range(100):
+        queue.put(1, LINES)
+    queue.put(1, EXIT)
+    found = take_all(queue)
+    assert found[-2:] == [Output(0, (LEFT_OUT,)), EXIT]
+    assert found[:-2] == [LINES] * 21
+    queue.put(1, LINES)
+    queue.put(2, LINES)
+    assert queue.after(queue.end - 1, 0.0).events == ((2, LINES),)
+
+
+def test_agent_second_spawn_fails_the_first_worker_is_ended(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen, pids = workers_module.subprocess.Popen, []
+
+    def one_only(*args: object, **options: object) -> object:
+        if pids:
+            raise OSError("no more processes")
+        process = popen(*args, **options)  # type: ignore[call-overload]
+        pids.append(process.pid)
+        return process
+
+    monkeypatch.setattr(workers_module.subprocess, "Popen", one_only)
+    with pytest.raises(OSError, match="no more processes"):
+        agent.start(plan(sleeper(tmp_path), str(tmp_path)), (0, 1), 0.0)
+    assert is_running(pids[0])
+    agent.stop(0.0, False)
+    await_true(lambda: not is_running(pids[0]), 5)
+
+
+def test_agent_log_store_that_cannot_be_reached_is_one_warning(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    deadlines = []
+
+    class Unreachable:
+        def create(self, name: str, data: bytes) -> bool:
+            raise DeadlineExceeded("gs://bucket: no answer")
+
+    def open_store(location: str, deadline_s: float) -> Unreachable:
+        deadlines.append(deadline_s)
+        return Unreachable()
+
+    monkeypatch.setattr(store_module, "open_store", open_store)
+    agent.start(plan(sleeper(tmp_path), "gs://bucket/logs"), (0, 1), 0.0)
+    agent.stop(0.0, False)
+    agent.finish()
+    [deadline_s] = deadlines
+    assert deadline_s <= 10.0
+    assert [record.message for record in caplog.records] == [
+        "attempt 1: a worker's log is not in gs://bucket/logs: gs://bucket: no answer"
+    ]
+
+
+def test_agent_worker_that_ends_takes_what_it_started_in_another_session(
+    agent: Agent, tmp_path: Path
+) -> None:
+    script = tmp_path / "spawn.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "code = 'import time; time.sleep(600)'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
+        "print('child', child.pid, flush=True)\n"
+    )
+    program = Program(str(script), None, (), (), str(tmp_path))
+    agent.start(plan(program, str(tmp_path)), (0,), 0.0)
+    cursor, seen = 0, []
+    while not any(isinstance(event, WorkerExit) for event in seen):
+        batch = agent.events(cursor)
+        cursor = batch.next_cursor
+        seen += [event for _, event in batch.events]
+    lines = [line for event in seen if isinstance(event, Output) for line in event.lines]
+    [child] = [int(line.split()[1]) for line in lines if line.startswith("child ")]
+    await_true(lambda: not is_running(child), 2)
