@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hotstart.conf.schema import JobConfig
     from hotstart.launcher.launch import Run
 
+_STUCK_S = 8.0
 _EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -229,6 +231,7 @@ def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
 
     def interrupt(number: int, frame: object) -> None:
         run.interrupt()
+        _end_later(run.config.timeouts.stop_s + _STUCK_S)
         signal.signal(number, _end_now)
         _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
 
@@ -250,6 +253,13 @@ def _notice(line: bytes) -> None:
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, line)
+
+
+def _end_later(delay_s: float) -> None:
+    """End all the same if Ray should be stuck on processes that the signal has ended too."""
+    timer = threading.Timer(delay_s, os._exit, (130,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_now(number: int, frame: object) -> None:
