@@ -10,7 +10,6 @@ import select
 import signal
 import sys
 import threading
-import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
