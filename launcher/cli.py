@@ -244,6 +244,10 @@ def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
         console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
         if decision.exit_code in (1, 3, 130):
             console.say(f"restart it with: hotstart restart {run.name}{_run_dir_option(run)}")
+    console.flush()
+    sys.stdout.flush()
+    if decision.exit_code == 130:  # Ray, broken off by a signal, may abort as Python ends
+        os._exit(130)
     sys.exit(int(decision.exit_code))
 
 
