@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check internals clean
+.PHONY: install demo test check internals bench bench-docs clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,16 @@ test: install
 # What touches JAX's internals, for the other ends of the supported range.
 internals: install
 	$(BIN)/python -m pytest -q -m internals
+
+# What it costs and saves, against rivals measured in turn: more than an hour, alone on the machine.
+# `make bench ROWS="restart put_large"` measures these rows and keeps the others.
+bench: install
+	$(BIN)/python -m tests.bench $(ROWS)
+
+# Brings the numbers of the last bench into docs/.
+bench-docs: install
+	$(BIN)/python -m tests.bench.table
+	$(BIN)/python -m tests.bench.scale
 
 check: install
 	$(BIN)/ruff check .

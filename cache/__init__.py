@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hotstart.cache.config import Mode
+    from hotstart.cache.config import Compile, Mode
     from hotstart.cache.counters import CacheStats
 
 __all__ = ["disable", "enable", "flush", "stats"]
@@ -24,6 +24,7 @@ def enable(
     *,
     mode: Mode = "read-write",
     strict: bool = False,
+    compile: Compile = "once",
     min_compile_time_s: float = 0.0,
     node_dir: str | None = None,
     max_size_bytes: int | None = 50 << 30,
@@ -48,6 +49,7 @@ def enable(
             location=location or active.default_location(),
             mode=mode,
             strict=strict,
+            compile=compile,
             min_compile_time_s=min_compile_time_s,
             node_dir=node_dir,
             max_size_bytes=max_size_bytes,

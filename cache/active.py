@@ -5,20 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from hotstart.cache.config import CacheConfig, hotstart_home
+from hotstart.cache.ahead import Planned
+from hotstart.cache.config import CacheConfig, hotstart_home, node_dir_of
 from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
 from hotstart.cache.jaxlink import JaxLink
+from hotstart.cache.requests import Request
+from hotstart.cache.resolve import EachForItself, Resolver
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.store import Store, normalize_location, open_store
 
@@ -50,16 +52,17 @@ def default_location() -> str:
     )
 
 
-def default_node_dir(location: str) -> str | None:
-    """The node directory of a location: one a bucket prefix, none for a directory."""
-    if not location.startswith("gs://"):
-        return None
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    return str(hotstart_home() / "node" / digest)
+def enable(
+    config: CacheConfig,
+    on_change: Callable[[], None] = lambda: None,
+    resolver: Resolver | None = None,
+    on_request: Callable[[Request], None] | None = None,
+) -> None:
+    """See `hotstart.cache.enable`.
 
-
-def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) -> None:
-    """See `hotstart.cache.enable`; `on_change` is called after each change of a counter."""
+    `on_change` is called after each change of a counter, `on_request` with each program that JAX
+    asked for. `resolver` is the launcher's; without one, processes coordinate in the store.
+    """
     global _active
     config = replace(config, location=normalize_location(config.location))
     with _lock:
@@ -73,11 +76,16 @@ def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) ->
                 )
             return
         counters = Counters(on_change)
-        tiers = _open_tiers(config, counters)
-        if config.strict:
+        has_agent = resolver is not None and resolver.has_agent
+        tiers = _open_tiers(config, counters, has_agent)
+        if config.strict and not has_agent:
             _require_readable(tiers.store)
         cache = SharedCache(
-            tiers, counters, writable=config.mode == "read-write", strict=config.strict
+            tiers,
+            counters,
+            resolver or _resolver(config, tiers, counters),
+            writable=config.mode == "read-write",
+            strict=config.strict,
         )
         link = JaxLink(cache, counters, config.min_compile_time_s)
         try:
@@ -88,7 +96,9 @@ def enable(config: CacheConfig, on_change: Callable[[], None] = lambda: None) ->
             logger.warning("%s", error)
             return
         _active = _Active(config, cache, counters, link)
-        if config.location.startswith("gs://"):  # its import is on the way to the first hit
+        link.requests.on_request = on_request
+        if config.location.startswith("gs://") and not has_agent:
+            # Its import is on the way to the first hit.
             threading.Thread(target=_import_gcsfs, name="hotstart-gcsfs", daemon=True).start()
         _flush_at_exit()
 
@@ -101,6 +111,7 @@ def disable() -> None:
             return
         flush(None)
         _active.link.uninstall()
+        _active.cache.close()
         _active = None
 
 
@@ -133,17 +144,40 @@ def stats() -> CacheStats:
     return CacheStats() if active is None else active.counters.snapshot()
 
 
-def _open_tiers(config: CacheConfig, counters: Counters) -> Tiers:
+def load_ahead(planned: Sequence[Planned]) -> None:
+    """Load these programs' entries before JAX asks for them; see `ahead.py`. Returns at once."""
+    active = _active
+    if active is not None:
+        active.link.load_ahead(planned, active.cache.ahead)
+
+
+def count(**amounts: int) -> None:
+    """Add to the counters of the cache that is enabled."""
+    if _active is not None:
+        _active.counters.add(**amounts)
+
+
+def _open_tiers(config: CacheConfig, counters: Counters, has_agent: bool) -> Tiers:
     store = open_store(
         config.location,
         max_size_bytes=config.max_size_bytes,
         deadline_s=config.deadline_s,
         on_retry=lambda: counters.add(retries=1),
     )
-    node_dir = config.node_dir or default_node_dir(config.location)
+    node_dir = node_dir_of(config, has_agent)
     if node_dir is None:
-        return Tiers(store)
+        return Tiers(store, store if has_agent else None)
     return Tiers(store, open_store(node_dir, max_size_bytes=config.max_size_bytes))
+
+
+def _resolver(config: CacheConfig, tiers: Tiers, counters: Counters) -> Resolver:
+    if config.compile == "every" or config.mode == "read-only":
+        return EachForItself()
+    from hotstart.cache.lease_resolver import LeaseResolver
+    from hotstart.cache.leases import StoreLeases
+
+    leases = StoreLeases(tiers.store, on_error=lambda error: counters.add(errors=1))
+    return LeaseResolver(leases, on_wait=lambda: counters.add(waits=1))
 
 
 def _import_gcsfs() -> None:
@@ -170,11 +204,17 @@ def _flush_at_exit() -> None:
     # callbacks run after that.
     register = getattr(threading, "_register_atexit", atexit.register)
     register(flush_at_exit)
-    atexit.register(flush_at_exit)  # what non-daemon threads and exit handlers compile
+    atexit.register(_flush_and_close)  # what non-daemon threads and exit handlers compile
     os.register_at_fork(after_in_child=_forget_locks)
     if _sigterm_is_free():
         signal.signal(signal.SIGTERM, _flush_and_end)
         _watch_for_sigterm()
+
+
+def _flush_and_close() -> None:
+    flush_at_exit()
+    if _active is not None:
+        _active.cache.close()
 
 
 def _forget_locks() -> None:
@@ -203,6 +243,8 @@ def _sigterm_is_free() -> bool:
 def _flush_and_end(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):
         flush(None)
+        if _active is not None:
+            _active.cache.close()
     _end_by(number)
 
 

@@ -21,6 +21,9 @@ class CacheStats:
     compile_s: seconds spent in backend compilations.
     saved_s: seconds that the compilation of each hit took when it was stored.
     retries: store requests that were sent again.
+    loaded_ahead: hits whose executable had been loaded before JAX asked for it.
+    load_ahead_dropped: executables that were loaded ahead in vain, and entries that were to be
+        and could not.
     compiled_before_enable: executables that were alive before the cache was in place, with
         their names.
     """
@@ -35,6 +38,8 @@ class CacheStats:
     compile_s: float = 0.0
     saved_s: float = 0.0
     retries: int = 0
+    loaded_ahead: int = 0
+    load_ahead_dropped: int = 0
     compiled_before_enable: int = 0
     compiled_before_enable_names: tuple[str, ...] = field(default=())
 

@@ -89,6 +89,17 @@ class DirectoryStore:
         except OSError as error:
             raise self._translate(error, "read", path) from error
 
+    def read_head(self, name: str, size_bytes: int) -> bytes | None:
+        """The object's first bytes, or None where there is none. It does not count as used."""
+        path = self._path(name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                return file.read(size_bytes)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise self._translate(error, "read", path) from error
+
     def create(self, name: str, data: bytes) -> bool:
         """Create the object; True if this call made it, False if another's is already there."""
         path = self._path(name)

@@ -27,6 +27,7 @@ from hotstart.cache.errors import DigestMismatch, NotAnEntry, WrongKey
 
 MAGIC = b"hotstart"
 VERSION = 1
+HEAD_BYTES = 4096  # holds all but the payload: a key has some 100 bytes, the meta some 200
 _PREFIX = struct.Struct(">8sHIQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
@@ -98,6 +99,20 @@ def decode(key: str, data: bytes) -> Entry:
     if written_key != key:
         raise WrongKey(f"entry of {key}: holds the entry of {written_key}")
     return Entry(key, payload, meta, digest)
+
+
+def entry_digest(head: bytes | memoryview) -> bytes:
+    """The digest that an entry carries, unverified; the first `HEAD_BYTES` of it are enough.
+
+    Raises `NotAnEntry`.
+    """
+    if len(head) < _PREFIX.size:
+        raise NotAnEntry(f"{len(head)} bytes are too few for a header")
+    magic, version, header_size, _ = _PREFIX.unpack_from(head)
+    end = _PREFIX.size + header_size + _DIGEST_BYTES
+    if magic != MAGIC or version != VERSION or len(head) < end:
+        raise NotAnEntry("not an entry of this version, or truncated")
+    return bytes(head[end - _DIGEST_BYTES : end])
 
 
 def _parse_header(key: str, header: bytes) -> tuple[str, EntryMeta]:

@@ -8,11 +8,15 @@ compilation_cache._cache            our backend. With `jax_compilation_cache_dir
                                     turns on XLA's sub-caches.
 compiler._cache_write               stock returns at once where process_id is not 0, so a program
                                     that process 0 takes no part in is never stored.
-cache_key._hash_accelerator_config  on CPU only: a digest without the per-process field (keys.py).
-compiler.compile_or_get_cached,     counted, and a `jax_compilation_cache_dir` that a script set
-compiler.get_compile_options        meanwhile is taken back first: it would have no effect but for
-                                    other keys on JAX 0.10.
-compiler.backend_compile_and_load   counted and timed.
+cache_key._hash_accelerator_config, on CPU only: without what differs by process (keys.py).
+cache_key.get
+compiler.get_compile_options,       a `jax_compilation_cache_dir` that a script set meanwhile is
+compiler.compile_or_get_cached      taken back first: it would have no effect but for other keys on
+                                    JAX 0.10.
+compiler.compile_or_get_cached,     served from the shared cache (serving.py).
+compiler.backend_compile_and_load,
+compilation_cache.get_executable_and_time,
+compilation_cache.is_executable_in_cache
 
 `install` checks that each looks as expected and otherwise raises `UnsupportedJax` with nothing
 changed.
@@ -20,48 +24,26 @@ changed.
 
 from __future__ import annotations
 
+import atexit
 import functools
-import inspect
 import logging
 import os
 import socket
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from hotstart.cache.ahead import LoadAhead, Planned
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta
-from hotstart.cache.errors import CacheRequired, UnsupportedJax
-from hotstart.cache.keys import cpu_accelerator_digest
+from hotstart.cache.familiar import check as _check
+from hotstart.cache.familiar import unfamiliar
+from hotstart.cache.keys import cpu_accelerator_digest, process_independent_options
+from hotstart.cache.requests import RequestLog
+from hotstart.cache.serving import Serving
 from hotstart.cache.shared import SharedCache
 
 logger = logging.getLogger(__name__)
-
-_CACHE_WRITE = ("cache_key", "compile_time_secs", "module_name", "backend", "executable")
-_EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
-    ("compiler", "_cache_write"): _CACHE_WRITE,
-    ("compiler", "compile_or_get_cached"): ("backend", "computation", "devices"),
-    ("compiler", "get_compile_options"): ("num_replicas", "num_partitions"),
-    ("compiler", "backend_compile_and_load"): ("backend", "module"),
-    ("cache_key", "_hash_accelerator_config"): ("hash_obj", "accelerators"),
-    ("compilation_cache", "put_executable_and_time"): (
-        "cache_key", "module_name", "executable", "backend", "compile_time",
-    ),
-    ("compilation_cache", "reset_cache"): (),
-}  # fmt: skip
-
-
-@dataclass
-class _Scope(threading.local):
-    """What the current thread's `compile_or_get_cached` has done so far."""
-
-    compiled: bool = False
-    served: Entry | None = None
-    compile_s: float = 0.0
-    required: CacheRequired | None = None
 
 
 class JaxLink:
@@ -71,10 +53,14 @@ class JaxLink:
         self._cache = cache
         self._counters = counters
         self._min_compile_time_s = min_compile_time_s
-        self._scope = _Scope()
+        self._serving = Serving(cache, counters, _describe)
         self._undo: list[Callable[[], None]] = []
-        self._writer = f"{socket.gethostname()}/{os.getpid()}"
         self._dir_warned = False
+
+    @property
+    def requests(self) -> RequestLog:
+        """What JAX has asked for so far."""
+        return self._serving.requests
 
     def install(self) -> None:
         """Put the cache in place; raises `UnsupportedJax` with nothing changed."""
@@ -82,7 +68,7 @@ class JaxLink:
             self._install()
         except Exception as error:
             self.uninstall()
-            raise _unfamiliar(f"what it has inside ({error})") from error
+            raise unfamiliar(f"what it has inside ({error})") from error
 
     def _install(self) -> None:
         from jax._src import cache_key, compilation_cache, compiler
@@ -91,44 +77,61 @@ class JaxLink:
         self._counters.note_compiled_before(_alive_executables())
         self._set_jax_option("jax_persistent_cache_min_compile_time_secs", self._min_compile_time_s)
         self._set_jax_option("jax_compilation_cache_dir", None)
+        serving = self._serving
         self._replace(compiler, "_cache_write", self._cache_write)
         self._wrap(cache_key, "_hash_accelerator_config", self._around_hash_accelerators)
+        self._wrap(cache_key, "get", self._around_key)
         self._wrap(compiler, "get_compile_options", self._around_options)
-        self._wrap(compiler, "compile_or_get_cached", self._around_request)
-        self._wrap(compiler, "backend_compile_and_load", self._around_compile)
-        self._backend = _backend(self._get, self._put, self._cache.url)
+        self._wrap(compiler, "compile_or_get_cached", serving.around_request)
+        self._wrap(compiler, "compile_or_get_cached", self._around_options)
+        self._wrap(compiler, "backend_compile_and_load", serving.around_compile)
+        self._wrap(compilation_cache, "get_executable_and_time", serving.around_read)
+        self._wrap(compilation_cache, "is_executable_in_cache", serving.around_probe)
+        self._backend = _backend(serving.get, serving.put, self._cache.url)
         self._undo.append(compilation_cache.reset_cache)
         compilation_cache.reset_cache()
         self._hold_place()
 
     def uninstall(self) -> None:
         """Leave JAX as it was before `install`."""
+        self.drop_ahead()
         while self._undo:
             self._undo.pop()()
 
-    # The backend's two methods; JAX calls them on the thread that compiles.
+    def load_ahead(
+        self,
+        planned: Sequence[Planned],
+        read: Callable[[str], Entry | None],
+        *,
+        budget_bytes: int = 1 << 30,
+        threads: int = 1,
+        platforms: Collection[str] = ("cpu",),
+    ) -> None:
+        """Begin to load these entries (ahead.py) once the program has initialized its backend.
 
-    def _get(self, key: str) -> bytes | memoryview | None:
-        try:
-            entry = self._cache.get(key)
-        except CacheRequired as error:  # JAX would make a warning of it
-            self._scope.required = error
-            return None
-        self._scope.served = entry
-        return None if entry is None else entry.payload
-
-    def _put(self, key: str, value: bytes) -> None:
-        import jax
-
-        meta = EntryMeta(
-            compile_s=round(self._scope.compile_s, 3),
-            jax=jax.__version__,
-            jaxlib=_jaxlib_version(),
-            platform=jax.default_backend(),
-            writer=self._writer,
+        Takes the place of an earlier plan. Returns at once.
+        """
+        self.drop_ahead()
+        ahead = LoadAhead(
+            planned,
+            read,
+            runtime=_Runtime(),
+            counters=self._counters,
+            budget_bytes=budget_bytes,
+            threads=threads,
+            platforms=platforms,
         )
-        unloadable = self._scope.served
-        self._cache.put(key, value, meta, replaces=unloadable.digest if unloadable else None)
+        # JAX takes its backends down at exit; no thread may be inside one then.
+        atexit.register(ahead.close)
+        self._undo.append(lambda: atexit.unregister(ahead.close))
+        self._serving.ahead = ahead
+        ahead.start()
+
+    def drop_ahead(self) -> None:
+        """Free what was loaded ahead and not asked for, and load no more; does not block."""
+        ahead, self._serving.ahead = self._serving.ahead, None
+        if ahead is not None:
+            ahead.drop()
 
     # What stands in for JAX's own functions.
 
@@ -149,7 +152,6 @@ class JaxLink:
 
         if host_callbacks or compile_time_secs < self._min_compile_time():
             return
-        self._scope.compile_s = compile_time_secs
         try:
             compilation_cache.put_executable_and_time(
                 cache_key, module_name, executable, backend, int(compile_time_secs)
@@ -173,33 +175,22 @@ class JaxLink:
         else:
             stock(hash_obj, accelerators)
 
+    def _around_key(
+        self,
+        stock: Callable[..., Any],
+        module: Any,
+        devices: Any,
+        compile_options: Any,
+        backend: Any,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> Any:
+        options = process_independent_options(compile_options, list(devices.flat), backend)
+        return stock(module, devices, options, backend, *rest, **kwargs)
+
     def _around_options(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._hold_place()
         return stock(*args, **kwargs)
-
-    def _around_request(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._hold_place()
-        scope = self._scope
-        scope.compiled, scope.served, scope.required = False, None, None
-        try:
-            return stock(*args, **kwargs)
-        finally:
-            served, scope.served = scope.served, None
-            if served is None:
-                self._counters.add(requests=1)
-            elif scope.compiled:  # JAX could not load it
-                self._counters.add(requests=1, errors=1)
-            else:
-                self._counters.add(requests=1, hits=1, saved_s=served.meta.compile_s)
-
-    def _around_compile(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._scope.compiled = True
-        if self._scope.required is not None:
-            raise self._scope.required
-        started = time.monotonic()
-        executable = stock(*args, **kwargs)
-        self._counters.add(compiled=1, compile_s=time.monotonic() - started)
-        return executable
 
     def _hold_place(self) -> None:
         """Take the place back that a script took from us, and say so once."""
@@ -266,33 +257,6 @@ def _backend(
     return Backend()
 
 
-def _unfamiliar(what: str) -> UnsupportedJax:
-    import jax
-
-    return UnsupportedJax(
-        f"JAX {jax.__version__} is not one that this hotstart knows: {what} differs. "
-        "JAX's own cache stays in use; upgrade hotstart, or use JAX 0.10 to 0.12."
-    )
-
-
-def _check(**modules: Any) -> None:
-    for (module, name), expected in _EXPECTED.items():
-        function = getattr(modules[module], name, None)
-        if function is None:
-            raise _unfamiliar(f"{module}.{name}")
-        parameters = tuple(inspect.signature(function).parameters)
-        if parameters[: len(expected)] != expected:
-            raise _unfamiliar(f"{module}.{name}{parameters}")
-    if set(inspect.signature(modules["compiler"]._cache_write).parameters) - {
-        *_CACHE_WRITE,
-        "host_callbacks",
-    }:
-        raise _unfamiliar("compiler._cache_write")
-    for name in ("_cache", "_cache_initialized"):
-        if not hasattr(modules["compilation_cache"], name):
-            raise _unfamiliar(f"compilation_cache.{name}")
-
-
 def _alive_executables() -> tuple[str, ...]:
     """The names of programs that were compiled, and are still loaded, in this process."""
     from jax._src import xla_bridge
@@ -311,7 +275,54 @@ def _alive_executables() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _jaxlib_version() -> str:
+def _describe(compile_s: float) -> EntryMeta:
+    import jax
     import jaxlib
 
-    return str(jaxlib.__version__)
+    return EntryMeta(
+        compile_s=round(compile_s, 3),
+        jax=jax.__version__,
+        jaxlib=str(jaxlib.__version__),
+        platform=jax.default_backend(),
+        writer=f"{socket.gethostname()}/{os.getpid()}",
+    )
+
+
+class _Runtime:
+    """See `ahead.Runtime`."""
+
+    def backend(self) -> Any:
+        from jax._src import xla_bridge
+
+        # `jax.default_backend()` would initialize it. While that goes on the lock is held.
+        if not xla_bridge._backends or xla_bridge._backend_lock.locked():
+            return None
+        return xla_bridge._default_backend
+
+    def unpack(self, entry: Entry) -> tuple[bytes, int]:
+        from jax._src import compilation_cache
+
+        # A key of another JAX is in a plan that is older than the installation.
+        here, there = _describe(0.0), entry.meta
+        if (here.jax, here.jaxlib) != (there.jax, there.jaxlib):
+            raise ValueError(f"compiled by JAX {there.jax}, jaxlib {there.jaxlib}")
+        return compilation_cache.extract_executable_and_time(
+            compilation_cache.decompress_executable(entry.payload)
+        )
+
+    def load(self, backend: Any, planned: Planned, serialized: bytes) -> Any:
+        import numpy as np
+        from jax._src.lib import xla_client
+
+        # XLA aborts the process over options without a device assignment, and parses anything.
+        options = xla_client.CompileOptions.ParseFromString(planned.options)
+        assignment = options.device_assignment
+        if options.SerializeAsString() != planned.options or assignment is None:
+            raise ValueError("these are no compile options of this JAX")
+        shape = (assignment.replica_count(), assignment.computation_count())
+        ids = np.array(planned.device_ids).reshape(shape)
+        if type(assignment).create(ids).serialize() != assignment.serialize():
+            raise ValueError("the compile options are for other devices")
+        by_id = {device.id: device for device in backend.devices()}
+        devices = xla_client.DeviceList(tuple(by_id[i] for i in planned.device_ids))
+        return backend.deserialize_executable(serialized, devices, options)

@@ -4,26 +4,83 @@ JAX hashes the fingerprint of the devices' topology into its key. On CPU that fi
 a per-process field, so every process of a gang has another key for one global program, and a
 restart hits on process 0 alone. What really decides whether a CPU executable runs here is the
 processor (its code is native), the devices' kind, their number and how processes share them.
+
+JAX also hashes the device assignment, which holds global device ids, so what a process runs on
+its own devices has a key of its own. The assignment is not in a CPU executable's code: loading
+it takes the assignment of the process that loads. So each id is replaced by the device's rank
+among its process's devices, as JAX does on GPU; other orders of devices keep other keys.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Device(Protocol):
     """The part of `jax.Device` that is looked at."""
 
+    id: int
     platform: str
     device_kind: str
     process_index: int
+
+
+_AUTOTUNING = "--xla_gpu_shard_autotuning"
+
+
+def compile_once_flags(xla_flags: str) -> str:
+    """`XLA_FLAGS` for GPU processes of which one compiles for all: no sharded autotuning.
+
+    Where that is on, processes that compile one program wait for each other's measurements, and
+    a process that compiles alone waits for peers that never come. A setting of the user's own
+    is left as it is, which shows by the flags coming back unchanged.
+    """
+    # XLA takes the last of several settings, and a bare flag as true.
+    if any(flag.partition("=")[0] == _AUTOTUNING for flag in xla_flags.split()):
+        return xla_flags
+    return f"{xla_flags} {_AUTOTUNING}=false".lstrip()
+
+
+def local_ranks(devices: Sequence[Device], local_devices: Iterable[Device]) -> list[int] | None:
+    """Each device's rank by id among a process's own; None unless all are its own CPUs."""
+    if any(device.platform != "cpu" for device in devices):
+        return None
+    ids = sorted(device.id for device in local_devices)
+    ranks = {device_id: rank for rank, device_id in enumerate(ids)}
+    if not devices or any(device.id not in ranks for device in devices):
+        return None
+    return [ranks[device.id] for device in devices]
+
+
+def process_independent_options(options: Any, devices: Sequence[Device], backend: Any) -> Any:
+    """XLA's compile options for the key of a program that runs on this process's CPUs alone.
+
+    A copy whose device assignment holds ranks; other programs' `options` come back as they are.
+    """
+    import numpy as np
+
+    assignment = options.device_assignment
+    if assignment is None or backend.platform != "cpu":
+        return options
+    ranks = local_ranks(devices, backend.local_devices())
+    shape = (assignment.replica_count(), assignment.computation_count())
+    if ranks is None or len(ranks) != shape[0] * shape[1]:
+        return options
+    create = type(assignment).create
+    ids = np.array([device.id for device in devices]).reshape(shape)
+    if create(ids).serialize() != assignment.serialize():
+        return options
+    independent = copy.deepcopy(options)
+    independent.device_assignment = create(np.array(ranks).reshape(shape))
+    return independent
 
 
 def cpu_accelerator_digest(devices: Iterable[Device], processor: bytes | None = None) -> bytes:

@@ -1,14 +1,15 @@
 """The cache of one process: an entry is looked for in memory, node directory and store.
 
-Reading: what this process has just put, then the node directory (shared by all workers of the
-host), then one request to the store, whose answer is left in the node directory. Every byte is
-verified before JAX sees it; what does not verify is a counted miss, is taken out of the node
-directory at once and replaced in the store by the next `put` of its key. A store that can't be
-reached is left alone for a minute, so that not every program waits for the deadline.
+Reading: what this process has just put, then where the resolver says (resolve.py): the node
+directory, shared by all workers of the host, or the store, in one request whose answer is left
+in the node directory. Every byte is verified before JAX sees it; what does not verify is taken
+out of the node directory at once, asked for again, and replaced in the store by the next `put`
+of its key. A store that can't be reached is left alone for a minute, so that not every program
+waits for the deadline.
 
-Writing: `put` returns at once; the background writer puts the entry into the node directory and
-creates it in the store. `create` never overwrites, so of all writers of a key exactly one makes
-the object and the others carry on: that is the single-writer rule, and it needs no leader.
+Writing: `put` returns at once; the background writer puts the entry into the node directory,
+publishes it and, where no agent does, creates it in the store. `create` never overwrites, so of
+all writers of a key exactly one makes the object and the others carry on.
 
 Cache trouble never fails a job: it is counted and warned of once. Strict mode raises.
 """
@@ -16,20 +17,23 @@ Cache trouble never fails a job: it is counted and warned of once. Strict mode r
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotstart.cache.counters import Counters
-from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_name
+from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_digest, entry_name
 from hotstart.cache.errors import CacheRequired, EntryError, StoreError, TransientError
+from hotstart.cache.resolve import Answer, Compile, EachForItself, InNode, Resolver
 from hotstart.cache.store import Store
 from hotstart.cache.uploads import Pending, Uploads
 
 logger = logging.getLogger(__name__)
 
 _OUTAGE_PAUSE_S = 60.0
+_MAX_ROUNDS = 32  # a resolver ends a request itself; this bounds one that does not
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class SharedCache:
         self,
         tiers: Tiers,
         counters: Counters,
+        resolver: Resolver | None = None,
         *,
         writable: bool = True,
         strict: bool = False,
@@ -56,12 +61,16 @@ class SharedCache:
         self._store = tiers.store
         self._node = tiers.node
         self._counters = counters
+        self._parents_resolver = resolver or EachForItself()
+        self._pid = os.getpid()
         self._writable = writable
         self._strict = strict
         self._uploads = Uploads(self._write, threads=upload_threads)
         self._clock = clock
         self._lock = threading.Lock()
-        self._bad: set[str] = set()  # did not verify
+        self._bad: set[str] = set()  # did not verify in the store
+        self._unloadable: dict[str, set[bytes]] = {}  # verified, but JAX could not load them
+        self._leased: set[str] = set()
         self._warned = False
         self._outage_until = float("-inf")
         self._required: CacheRequired | None = None
@@ -72,28 +81,99 @@ class SharedCache:
         return self._store.url
 
     def get(self, key: str) -> Entry | None:
-        """The verified entry of `key`, or None. Raises `CacheRequired` in strict mode only."""
+        """The verified entry of `key`, or None: JAX compiles it, under a lease where there is one.
+
+        Blocks while somebody else resolves the key; `done` must follow. Raises `CacheRequired`
+        in strict mode only.
+        """
+        return self._look(key, self._resolver.resolve)
+
+    def probe(self, key: str) -> Entry | None:
+        """As `get`, but takes no lease and waits for nobody."""
+        return self._look(key, self._resolver.probe)
+
+    def ahead(self, key: str) -> Entry | None:
+        """As `probe`, but waits for who reads the entry just now."""
+        return self._look(key, self._resolver.ahead)
+
+    def put(self, key: str, payload: bytes, meta: EntryMeta, replaces: bytes | None = None) -> bool:
+        """Take an entry that JAX has compiled; it is stored in the background.
+
+        `replaces` is the digest of the entry that JAX was given and could not load. True where
+        the gang runs another executable already, which is to be loaded in place of this one:
+        only where it was compiled without a lease, and then this blocks on the node directory.
+        """
+        with self._lock:
+            leased = key in self._leased
+            self._leased.discard(key)
+            unloadable = self._unloadable.pop(key, set())
+        replaces = replaces or next(iter(unloadable), None)
+        pending = Pending(key, payload, meta, replaces)
+        if self._resolver.has_agent and not leased:
+            digest, canonical = self._publish(pending, leased=False)
+            return canonical is not None and digest != canonical
+        self._uploads.submit(pending)
+        return False
+
+    def failed(self, key: str, entry: Entry) -> None:
+        """JAX could not load this entry of `key`: the next `get` looks for another."""
+        with self._lock:
+            self._unloadable.setdefault(key, set()).add(entry.digest)
+        if self._node is not None:
+            try:
+                _discard_bad(self._node, key, entry.digest)
+            except StoreError as error:
+                self._trouble("repair", self._node, entry_name(key), error)
+
+    def done(self, key: str) -> None:
+        """The request for `key` is over: let go of a lease that no `put` has used."""
+        with self._lock:
+            held = key in self._leased
+            self._leased.discard(key)
+        if held:
+            self._resolver.release(key)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Block until every `put` is in the store; False at the timeout or where one failed."""
+        deadline = self._clock() + timeout_s
+        written = self._uploads.flush(timeout_s)
+        return self._resolver.flush(max(0.0, deadline - self._clock())) and written
+
+    def close(self) -> None:
+        """Let go of every lease: nobody need wait for this process any more."""
+        self._resolver.close()
+
+    def forget_locks(self) -> None:
+        """For a forked child: a thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
+    @property
+    def _resolver(self) -> Resolver:
+        # A forked child has none of the threads that answers and renewals need.
+        return self._parents_resolver if os.getpid() == self._pid else EachForItself()
+
+    def _look(self, key: str, ask: Callable[[str, tuple[Answer, ...]], Answer]) -> Entry | None:
         if self._required is not None:
             raise self._required
         pending = self._uploads.find(key)
         if pending is not None:
             return Entry(key, pending.payload, pending.meta)
-        return self._get_from_node(key) or self._get_from_store(key)
-
-    def put(self, key: str, payload: bytes, meta: EntryMeta, replaces: bytes | None = None) -> None:
-        """Take an entry that JAX has compiled; it is stored in the background.
-
-        `replaces` is the digest of the entry that JAX was given and could not load.
-        """
-        self._uploads.submit(Pending(key, payload, meta, replaces))
-
-    def flush(self, timeout_s: float) -> bool:
-        """Block until every `put` is in the store; False at the timeout or where one failed."""
-        return self._uploads.flush(timeout_s)
-
-    def forget_locks(self) -> None:
-        """For a forked child: a thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
+        unloadable = self._unloadable.get(key, set())
+        failed: list[Answer] = [InNode(digest) for digest in unloadable]
+        for _ in range(_MAX_ROUNDS):
+            answer = ask(key, tuple(failed))
+            if isinstance(answer, Compile):
+                if answer.leased:
+                    with self._lock:
+                        self._leased.add(key)
+                return None
+            found = self._get_from_node if isinstance(answer, InNode) else self._get_from_store
+            entry = found(key)
+            wanted = entry is not None and answer.digest in (None, entry.digest)
+            if entry is not None and wanted and entry.digest not in unloadable:
+                return entry
+            failed.append(answer)
+        return None
 
     def _get_from_node(self, key: str) -> Entry | None:
         if self._node is None:
@@ -103,6 +183,8 @@ class SharedCache:
             data = self._node.get(name)
             if data is None:
                 return None
+            if self._node is self._store:
+                self._counters.add(read_bytes=len(data))
             try:
                 return decode(key, data)
             except EntryError as error:
@@ -143,33 +225,66 @@ class SharedCache:
         return entry
 
     def _write(self, pending: Pending) -> bool:
-        name = entry_name(pending.key)
+        """On a thread of the background writer: bring an entry where it belongs."""
         if pending.node_copy is not None:
-            return self._write_to(self._node, name, pending, pending.node_copy, repair=False)
-        data = encode(pending.key, pending.payload, pending.meta)
+            return self._write_to(self._node, pending, pending.node_copy, repair=False) is not None
+        return self._publish(pending)[1] is not None
+
+    def _publish(self, pending: Pending, *, leased: bool = True) -> tuple[bytes, bytes | None]:
+        """Write an entry and say where it is: its digest, and the one that counts.
+
+        None where it is not where it belongs.
+        """
+        resolver, key = self._resolver, pending.key
+        data = encode(key, pending.payload, pending.meta)
+        digest = entry_digest(data)
         with self._lock:
-            bad = pending.key in self._bad
-            self._bad.discard(pending.key)
+            bad = key in self._bad
+            self._bad.discard(key)
         repair = bad or pending.replaces is not None
-        in_node = self._write_to(self._node, name, pending, data, repair)
-        if not self._writable:
-            return in_node
-        return self._write_to(self._store, name, pending, data, repair) and in_node
+        created = self._write_to(self._node, pending, data, repair) if self._node else None
+        if created is not None and resolver.has_agent:
+            there = digest if created else self._digest_in(self._node, key) or digest
+            if there != digest and leased:  # of another gang on this host; this one runs ours
+                self._write_to(self._node, replace(pending, replaces=there), data, repair=True)
+                there = digest
+            return digest, resolver.publish(key, there, len(data), in_node=True)
+        in_node = self._node is None or created is not None
+        stored = self._write_to(self._store, pending, data, repair) if self._writable else None
+        if stored is None:
+            resolver.release(key)
+            return digest, digest if in_node and not self._writable else None
+        there = digest if stored else self._digest_in(self._store, key) or digest
+        canonical = resolver.publish(key, there, len(data), in_node=False)
+        return digest, canonical if in_node else None
+
+    def _digest_in(self, tier: Store | None, key: str) -> bytes | None:
+        """Which entry is there: another writer was the first. Only a gang has to know."""
+        if tier is None or not self._resolver.has_agent:
+            return None
+        try:
+            data = tier.get(entry_name(key))
+            return None if data is None else entry_digest(data)
+        except (StoreError, EntryError):
+            return None
 
     def _write_to(
-        self, tier: Store | None, name: str, pending: Pending, data: bytes, repair: bool
-    ) -> bool:
+        self, tier: Store | None, pending: Pending, data: bytes, repair: bool
+    ) -> bool | None:
+        """Whether this call created the entry; None where it could not be written."""
         if tier is None:
-            return True
+            return None
+        name = entry_name(pending.key)
         try:
             if repair:
                 _discard_bad(tier, pending.key, pending.replaces)
-            if tier.create(name, data) and tier is self._store:
-                self._counters.add(written_bytes=len(data))
+            created = tier.create(name, data)
         except StoreError as error:
             self._trouble("write", tier, name, error)
-            return False
-        return True
+            return None
+        if created and tier is self._store:
+            self._counters.add(written_bytes=len(data))
+        return created
 
     def _trouble(self, verb: str, store: Store, name: str, error: StoreError) -> None:
         self._counters.add(errors=1)

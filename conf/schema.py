@@ -34,7 +34,11 @@ class CacheSection:
     """The shared compilation cache.
 
     `node_dir` is the directory in front of the store on each host, `max_size` bounds a
-    directory store, `deadline_s` is for the retries of one store operation.
+    directory store, `deadline_s` is for the retries of one store operation. With `compile` once
+    one process of the gang compiles a program and the others load what it made; with every each
+    process looks for itself and compiles what it does not find, as in stock JAX. `read_ahead`
+    brings what the last attempt asked for to the hosts while workers start; `load_ahead` also
+    makes it executable before it is asked for, and needs `read_ahead`.
     """
 
     location: str | None = None
@@ -47,6 +51,9 @@ class CacheSection:
     max_size: str | None = "50GiB"
     flush_timeout_s: float = field(default=60.0, metadata={"at_least": 0})
     deadline_s: float = field(default=30.0, metadata={"above": 0})
+    compile: str = field(default="once", metadata={"choices": ("once", "every")})
+    read_ahead: bool = True
+    load_ahead: bool = True
 
     @property
     def max_size_bytes(self) -> int | None:
@@ -56,11 +63,16 @@ class CacheSection:
 
 @dataclass(frozen=True)
 class RestartSection:
-    """How often an attempt may follow a failed one, and a preempted one."""
+    """How often an attempt may follow a failed one, and a preempted one.
+
+    With `standby` hosts keep processes ready, imports done, that the next attempt starts with;
+    they hold memory and no device.
+    """
 
     failures: int = field(default=3, metadata={"at_least": 0})
     preemptions: int = field(default=100, metadata={"at_least": 0})
     backoff_s: float = field(default=1.0, metadata={"at_least": 0})
+    standby: bool = True
 
 
 @dataclass(frozen=True)

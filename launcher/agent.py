@@ -12,34 +12,28 @@ import logging
 import os
 import socket
 import tempfile
-import threading
 import time
-from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hotstart.cache.errors import StoreError
+from hotstart.launcher.agent_cache import AgentCache
+from hotstart.launcher.child import Child
+from hotstart.launcher.environ import compose_environ
+from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.guard import Guard
+from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
-from hotstart.launcher.workers import LEFT_OUT, Event, Output, WorkerProcess
+from hotstart.launcher.standby_pool import StandbyPool
+from hotstart.launcher.workers import Event, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 10.0
 _STORE_LOG_S = 10.0
-_BATCH_BYTES = 1 << 20
-_QUEUE_BYTES = 4 << 20
-_LAST_WORDS_BYTES = 1 << 20
-_STR_BYTES = 64  # what an empty line costs
-STALE_ENVIRON = (
-    "JAX_COMPILATION_CACHE_DIR",
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_COORDINATOR_BIND_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-    "JAX_LOCAL_DEVICE_IDS",
-)
 
 
 @dataclass(frozen=True)
@@ -49,14 +43,6 @@ class HostInfo:
     host: str
     ip: str
     pid: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Events from a cursor on, each with its attempt, and the cursor that follows them."""
-
-    events: tuple[tuple[int, Event], ...]
-    next_cursor: int
 
 
 class Agent:
@@ -71,6 +57,9 @@ class Agent:
         self._workers: list[WorkerProcess] = []
         self._attempt: AttemptPlan | None = None
         self._spawner = _Spawner()
+        self._standbys = StandbyPool(self._spawn)
+        self._heard_of: dict[int, WorkerProcess] = {}
+        self.cache = AgentCache(ip)
 
     def describe(self) -> HostInfo:
         """Where this agent lives."""
@@ -94,12 +83,12 @@ class Agent:
         plans = [
             WorkerPlan(index, local, decided_at, attempt) for local, index in enumerate(processes)
         ]
-
-        def spawn() -> None:
-            for plan in plans:  # one by one: where the next fails, the others can be stopped
-                self._workers.append(self._spawn(plan))
-
-        self._spawner.run(spawn)
+        environs = {plan.process_index: compose_environ(plan, os.environ) for plan in plans}
+        self._standbys.begin(attempt, environs)
+        senders = {index: functools.partial(self._answer, index) for index in processes}
+        self.cache.begin(attempt.attempt, senders)
+        for plan in plans:  # one by one: where the next fails, the others can be stopped
+            self._workers.append(self._start(plan, environs[plan.process_index]))
 
     def events(self, cursor: int) -> Batch:
         """Events from `cursor` on, and forget those before it.
@@ -115,6 +104,10 @@ class Agent:
         only flush what is on its way to the store.
         """
         self._let_output_go()
+        if ask:  # the run is over
+            self._standbys.close()
+        else:
+            self._standbys.attempt_is_over()
         for worker in self._workers:
             worker.stop(grace_s, ask=ask)
         deadline = time.monotonic() + grace_s + 0.3
@@ -140,27 +133,43 @@ class Agent:
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""
         self._let_output_go()
+        self._standbys.close()
+        self.cache.close()
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
             worker.wait(time.monotonic() + 2)
         self._guard.close()
 
-    def _spawn(self, plan: WorkerPlan) -> WorkerProcess:
-        attempt = plan.attempt
-        environ = {k: v for k, v in os.environ.items() if k not in STALE_ENVIRON}
-        environ |= {
-            "PYTHONUNBUFFERED": "1",
-            "HOTSTART_RUN": attempt.run,
-            "HOTSTART_ATTEMPT": str(attempt.attempt),
-            "HOTSTART_PROCESS_INDEX": str(plan.process_index),
-            "HOTSTART_PROCESS_COUNT": str(attempt.process_count),
-        }
-        environ |= attempt.environ
-        emit = functools.partial(self._emit, attempt.attempt)
-        return WorkerProcess(plan, environ, self._log_path(plan), self._guard, emit)
+    def _start(self, plan: WorkerPlan, environ: dict[str, str]) -> WorkerProcess:
+        return WorkerProcess(
+            plan,
+            self._log_path(plan),
+            environ,
+            spawn=self._spawn,
+            standby=self._standbys.take(plan.process_index, environ),
+            emit=functools.partial(self._emit, plan.attempt.attempt),
+            on_message=self._heard,
+        )
+
+    def _spawn(self, environ: dict[str, str]) -> Child:
+        return self._spawner.run(lambda: Child(environ, self._guard))
+
+    def _heard(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
+        """What a worker has sent beside its reports, on the thread that reads its messages."""
+        if "modules" in message:
+            self._standbys.stepped(worker.plan.process_index, message["modules"])
+        else:
+            self._heard_of[worker.plan.process_index] = worker
+            self.cache.heard(worker.plan.process_index, message)
+
+    def _answer(self, process_index: int, message: dict[str, Any]) -> None:
+        self._heard_of[process_index].send(message)
 
     def _emit(self, attempt: int, event: Event) -> None:
+        if isinstance(event, WorkerExit):
+            self._standbys.attempt_is_over()
+            self.cache.gone(event.process_index)
         self._queue.put(attempt, event)
 
     def _let_output_go(self) -> None:
@@ -197,78 +206,6 @@ class Agent:
             )
 
 
-class EventQueue:
-    """What the driver has not taken yet, in order, and of bounded size; safe among threads.
-
-    A worker that prints faster than the driver takes it is made to wait by its full pipe. An
-    attempt that is `open` is ending and waits no more; what finds no room is left out then.
-    """
-
-    def __init__(self, limit_bytes: int = _QUEUE_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._changed = threading.Condition()
-        self._events: deque[tuple[int, Event, int]] = deque()
-        self._first = 0  # the cursor of the oldest event that is kept
-        self._queued_bytes = 0
-        self._open_attempt = -1
-        self._cut: set[tuple[int, int]] = set()
-
-    @property
-    def end(self) -> int:
-        """The cursor behind the last event."""
-        with self._changed:
-            return self._first + len(self._events)
-
-    def put(self, attempt: int, event: Event) -> None:
-        """Add an event; output blocks while there is no room for it, unless its attempt is open."""
-        size_bytes = _size_bytes(event)
-        with self._changed:
-            if isinstance(event, Output):
-                self._changed.wait_for(
-                    lambda: self._queued_bytes < self._limit_bytes or attempt <= self._open_attempt
-                )
-                worker = attempt, event.process_index
-                if worker in self._cut:
-                    return
-                if self._queued_bytes >= self._limit_bytes + _LAST_WORDS_BYTES:
-                    self._cut.add(worker)
-                    event, size_bytes = Output(event.process_index, (LEFT_OUT,)), _STR_BYTES
-            self._events.append((attempt, event, size_bytes))
-            self._queued_bytes += size_bytes
-            self._changed.notify_all()
-
-    def open(self, attempt: int) -> None:
-        """Let output of this attempt, and of earlier ones, wait no more."""
-        with self._changed:
-            self._open_attempt = attempt
-            self._changed.notify_all()
-
-    def after(self, cursor: int, timeout_s: float) -> Batch:
-        """Events from `cursor` on, about 1 MB at most, and forget those before it.
-
-        Blocks until there is one, at most `timeout_s`.
-        """
-        with self._changed:
-            while self._events and self._first < cursor:
-                self._queued_bytes -= self._events.popleft()[2]
-                self._first += 1
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._events, timeout=timeout_s)
-            taken: list[tuple[int, Event]] = []
-            taken_bytes = 0
-            for attempt, event, size_bytes in self._events:
-                if taken and taken_bytes + size_bytes > _BATCH_BYTES:
-                    break
-                taken.append((attempt, event))
-                taken_bytes += size_bytes
-            return Batch(tuple(taken), self._first + len(taken))
-
-
-def _size_bytes(event: Event) -> int:
-    lines = event.lines if isinstance(event, Output) else ()
-    return _STR_BYTES + sum(_STR_BYTES + len(line) for line in lines)
-
-
 class _Spawner:
     """One thread that lives as long as the agent and does all the spawning.
 
@@ -277,11 +214,9 @@ class _Spawner:
     """
 
     def __init__(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hotstart-spawn")
 
-    def run(self, spawn: Any) -> Any:
+    def run(self, spawn: Callable[[], Child]) -> Child:
         return self._pool.submit(spawn).result()
 
 

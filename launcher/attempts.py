@@ -11,11 +11,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
+from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.outcome import (
     AgentLost,
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
 _POLL_S = 0.2
+_LEARN_S = 15.0
 _PLACINGS = 3
 _TOLD_TO_STOP = "the launcher was told to stop"
 
@@ -45,10 +48,14 @@ class Gang(Protocol):
 
     lost: list[AgentLost]
 
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
     def fresh_coordinator(self) -> str | None: ...
     def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
     def events(self) -> Any: ...
     def stop(self, grace_s: float, *, ask: bool) -> None: ...
+    def asked(self) -> Answers: ...
     def finish(self) -> dict[int, dict[str, Any]]: ...
     def drained(self) -> bool: ...
     def close(self) -> None: ...
@@ -73,6 +80,17 @@ class LoopSettings:
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How an attempt ended, whether all workers stepped, their reports, and what they asked for."""
+
+    outcome: Outcome
+    stepped: bool
+    reports: Mapping[int, Mapping[str, Any]]
+    gang: Gang
+    asked: Answers
+
+
 class AttemptLoop:
     """Runs attempts until the run is over. `run` blocks for as long as the job takes."""
 
@@ -85,22 +103,26 @@ class AttemptLoop:
         watcher: Watcher,
         is_interrupted: Callable[[], bool],
         *,
+        ahead: Ahead | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
         """`place` waits for hosts and gives a gang, or None where it was interrupted; `plan`
-        makes an attempt's plan from its number and its coordinator's address."""
+        makes an attempt's plan from its number and its coordinator's address. `ahead` is None
+        where nothing is to be made ready ahead of time."""
         self._settings = settings
         self._record = record
         self._place = place
         self._plan = plan
         self._watcher = watcher
         self._is_interrupted = is_interrupted
+        self._ahead = ahead
         self._clock = clock
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._gang: Gang | None = None
+        self._learning: list[Future[None]] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="hotstart-record")
 
     def run(self) -> GiveUp:
@@ -112,6 +134,9 @@ class AttemptLoop:
                 _note_failure(write)
             return decision
         finally:
+            if self._ahead is not None:
+                wait(self._learning, timeout=_LEARN_S)  # needs the agents
+                self._ahead.close()
             self._drop_gang()
             self._writer.shutdown()
 
@@ -122,8 +147,8 @@ class AttemptLoop:
             ended = self._attempt(number)
             if ended is None:
                 return GiveUp(ExitCode.INTERRUPTED, _TOLD_TO_STOP)
-            outcome, stepped, reports = ended
-            without_step = 0 if stepped else without_step + 1
+            outcome = ended.outcome
+            without_step = 0 if ended.stepped else without_step + 1
             decision = decide(
                 outcome,
                 budgets,
@@ -131,7 +156,8 @@ class AttemptLoop:
                 failures_without_step=without_step,
                 rng=self._rng,
             )
-            writes.append(self._writer.submit(self._write_end, number, outcome, reports))
+            writes.append(self._writer.submit(self._write_end, number, outcome, ended.reports))
+            self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
             self._watcher.attempt_ended(number, outcome, decision)
             if isinstance(decision, GiveUp):
                 return decision
@@ -139,13 +165,10 @@ class AttemptLoop:
             self._pause(decision.delay_s)
             number += 1
 
-    def _attempt(self, number: int) -> tuple[Outcome, bool, dict[int, dict[str, Any]]] | None:
-        """One attempt: how it ended, whether all workers stepped, their reports.
-
-        None if it was never started, since the run was interrupted before.
-        """
+    def _attempt(self, number: int) -> _Ended | None:
+        """One attempt; None if it was never started, since the run was interrupted before."""
         decided_at = self._clock()
-        ready = self._ready_gang()
+        ready = self._ready_gang(number)
         if ready is None:
             return None
         gang, coordinator = ready
@@ -164,7 +187,7 @@ class AttemptLoop:
             raise
         return self._follow(gang, plan, decided_at)
 
-    def _ready_gang(self) -> tuple[Gang, str] | None:
+    def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
         """A gang whose agents all live, and its next coordinator; None if interrupted.
 
         An agent lost between attempts is charged to no budget: no worker was running, so no work
@@ -178,6 +201,8 @@ class AttemptLoop:
                 self._gang = self._place()
             if self._gang is None or self._is_interrupted():
                 return None
+            if self._ahead is not None:
+                self._ahead.send(number, self._gang)
             coordinator = self._gang.fresh_coordinator()
             if coordinator is not None:
                 return self._gang, coordinator
@@ -188,9 +213,7 @@ class AttemptLoop:
             f"{', '.join(hosts)}; see Ray's logs there"
         )
 
-    def _follow(
-        self, gang: Gang, plan: AttemptPlan, decided_at: float
-    ) -> tuple[Outcome, bool, dict[int, dict[str, Any]]]:
+    def _follow(self, gang: Gang, plan: AttemptPlan, decided_at: float) -> _Ended:
         exits: list[WorkerExit] = []
         stepped: dict[int, Mapping[str, Any]] = {}
 
@@ -210,21 +233,31 @@ class AttemptLoop:
                             self._watcher.first_step(plan.attempt, seconds)
                             reports = [stepped[index] for index in sorted(stepped)]
                             self._writer.submit(self._record.first_step, plan.attempt, reports)
+                            self._learn(plan.attempt, gang, gang.asked(), True, False)
 
         outcome = None
         while outcome is None:
             see(list(gang.events()))
             outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted())
         if outcome.kind != "done":
-            asked = outcome.kind == "interrupted"
-            gang.stop(self._settings.stop_s if asked else _PEER_GRACE_S, ask=asked)
+            polite = outcome.kind == "interrupted"
+            gang.stop(self._settings.stop_s if polite else _PEER_GRACE_S, ask=polite)
         reports = gang.finish()
+        asked = gang.asked()  # now: the next attempt's start makes agents forget this one
         deadline = self._clock() + _LAST_WORDS_S
         while not gang.drained() and self._clock() < deadline:
             see(list(gang.events()))
         # A lost node may have been noticed only after the errors that it caused.
         outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted()) or outcome
-        return outcome, len(stepped) == plan.process_count, reports
+        return _Ended(outcome, len(stepped) == plan.process_count, reports, gang, asked)
+
+    def _learn(self, attempt: int, gang: Gang, asked: Answers, stepped: bool, done: bool) -> None:
+        ahead = self._ahead
+        if ahead is not None:
+            learn = self._writer.submit(
+                ahead.learn, attempt, gang, asked, stepped=stepped, done=done
+            )
+            self._learning = [learn]  # the writer has done all that was before it
 
     def _write_end(
         self, number: int, outcome: Outcome, reports: Mapping[int, Mapping[str, Any]]

@@ -121,7 +121,7 @@ def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -
     from hotstart.cache.store import open_store
     from hotstart.conf.load import job_from_yaml
     from hotstart.launcher.launch import reopen_run
-    from hotstart.launcher.record import resolve_run
+    from hotstart.launcher.runs import resolve_run
 
     location = _runs_location(run_dir)
     record = resolve_run(open_store(location), run)
@@ -176,7 +176,7 @@ def runs(run_dir: str | None, as_json: bool) -> None:
     import time
 
     from hotstart.cache.store import open_store
-    from hotstart.launcher.record import list_runs
+    from hotstart.launcher.runs import list_runs
 
     location = _runs_location(run_dir)
     found = list_runs(open_store(location))
@@ -207,7 +207,7 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
     RUN is a run's name or `latest`. The JSON is described in docs/report-schema.md.
     """
     from hotstart.cache.store import open_store
-    from hotstart.launcher.record import resolve_run
+    from hotstart.launcher.runs import resolve_run
 
     _print_report(resolve_run(open_store(_runs_location(run_dir)), run), as_json)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hotstart.launcher.breakable import breakable
-from hotstart.launcher.errors import ClusterUnreachable, UsageError
+from hotstart.launcher.errors import ClusterUnreachable, UsageError, first_line
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.placement import HostShare, describe
 
@@ -149,7 +149,7 @@ def _join(address: str, options: Mapping[str, Any]) -> None:
 
 def _unreachable(address: str, error: Exception) -> ClusterUnreachable:
     return ClusterUnreachable(
-        f"cannot connect to Ray at {address}: {_first_line(error)}; check --address and "
+        f"cannot connect to Ray at {address}: {first_line(error)}; check --address and "
         "RAY_ADDRESS, or give --address local to start Ray here"
     )
 
@@ -262,7 +262,3 @@ def _kill_monitor() -> None:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 if parent == os.getpid() and b"monitor.py" in (entry / "cmdline").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

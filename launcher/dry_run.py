@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from hotstart.cache.keys import compile_once_flags
 from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
-from hotstart.launcher.agent import STALE_ENVIRON
+from hotstart.launcher.environ import STALE_ENVIRON, added_environ
 from hotstart.launcher.launch import worker_environ
 from hotstart.launcher.placement import describe, place
 
@@ -40,15 +41,16 @@ def plan_as_lines(job: LoadedJob) -> Iterator[str]:
 
 
 def _environ(config: JobConfig) -> dict[str, str]:
-    """As `Agent` composes it for a worker."""
-    return {
-        "PYTHONUNBUFFERED": "1",
-        "HOTSTART_RUN": "<run>",
-        "HOTSTART_ATTEMPT": "<attempt, from 1>",
-        "HOTSTART_PROCESS_INDEX": "<process, from 0>",
-        "HOTSTART_PROCESS_COUNT": str(config.workers),
-        **worker_environ(config, "<run_dir>/<run>/checkpoints", "<host:port>"),
-    }
+    environ = added_environ(
+        "<run>",
+        "<attempt, from 1>",
+        "<process, from 0>",
+        config.workers,
+        worker_environ(config, "<run_dir>/<run>/checkpoints", "<host:port>"),
+    )
+    if config.platform == "gpu" and config.cache.mode != "off" and config.cache.compile == "once":
+        environ["XLA_FLAGS"] = compile_once_flags(environ.get("XLA_FLAGS", "<the host's>"))
+    return environ
 
 
 def _removed(config: JobConfig) -> list[str]:

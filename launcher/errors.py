@@ -76,3 +76,8 @@ class CacheRequired(LauncherError):
     """Strict mode: the cache is unreachable, or a start that had to be warm missed."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.CACHE_REQUIRED
+
+
+def first_line(error: BaseException) -> str:
+    """An error of somebody else's in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,14 +43,27 @@ class RunEnd:
     reason: str
 
 
+@dataclass(frozen=True, order=True)
+class ManifestSummary:
+    """How many keys a manifest has, and the bytes of all their entries together."""
+
+    keys: int
+    size_bytes: int
+
+
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What the record holds of one attempt; `end` is None while it runs or if its driver died."""
+    """What the record holds of one attempt; `end` is None while it runs or if its driver died.
+
+    `manifest` is what the attempt taught of the programs to have ready at the next start; None
+    where it taught nothing new.
+    """
 
     attempt: int
     start: Mapping[str, Any]
     end: Mapping[str, Any] | None
     workers: tuple[Mapping[str, Any], ...]
+    manifest: ManifestSummary | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The gang on Ray: a placement group, one agent actor a host, and what they report.
+"""The gang on Ray: one agent actor a host, what they are asked for, and what they report.
 
-All Ray calls of a run are here. The gang lives for the whole run; an agent that is lost takes
-the gang down with it, and the next attempt is placed anew.
+The gang lives for the whole run; an agent that is lost takes the gang down with it, and the next
+attempt is placed anew (`place_gang.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hotstart.launcher.agent import Agent, HostInfo
-from hotstart.launcher.errors import HostFailed, PlacementTimeout
+from hotstart.cache.config import CacheConfig
+from hotstart.launcher.agent import HostInfo
+from hotstart.launcher.agent_cache import Seat
+from hotstart.launcher.ahead_calls import AheadCalls
+from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.outcome import AgentLost
-from hotstart.launcher.placement import HostShare, describe, total
+from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.ray_agent import cause_of, create_agent
 from hotstart.launcher.workers import Event
 
 logger = logging.getLogger(__name__)
@@ -26,13 +30,13 @@ _CALL_S = 30.0
 _AGENTS_S = 120.0
 
 
-class Gang:
+class Gang(AheadCalls):
     """Agents on their hosts. Made by `place_gang`; every method blocks."""
 
     def __init__(self, shares: Sequence[HostShare], group: Any) -> None:
+        super().__init__()
         self._shares = shares
         self._group = group
-        self._agents: list[Any] = []
         self._infos: list[HostInfo] = []
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
@@ -47,23 +51,8 @@ class Gang:
         Raises `HostFailed`.
         """
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        actor = ray.remote(_RayAgent)
-        for share in self._shares:
-            bundle = dict(share.bundle)
-            self._agents.append(
-                actor.options(
-                    num_cpus=bundle.pop("CPU", 0),
-                    num_gpus=bundle.pop("GPU", 0),
-                    memory=bundle.pop("memory", None),
-                    resources=bundle or None,
-                    max_concurrency=4,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._group, placement_group_bundle_index=share.host_index
-                    ),
-                ).remote()
-            )
+        self._agents += [create_agent(share, self._group) for share in self._shares]
         refs = [agent.describe.remote() for agent in self._agents]
         deadline = time.monotonic() + _AGENTS_S
         waiting = refs
@@ -79,7 +68,7 @@ class Gang:
         try:
             answers = ray.get(refs)
         except ray.exceptions.RayError as error:
-            raise HostFailed(f"an agent did not start: {_cause(error)}") from error
+            raise HostFailed(f"an agent did not start: {cause_of(error)}") from error
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
@@ -89,6 +78,42 @@ class Gang:
     def hosts(self) -> list[HostInfo]:
         """Where the agents are, by host index."""
         return self._infos
+
+    def open_cache(self, cache: CacheConfig | None) -> None:
+        """Open the caches of all hosts, which resolve keys together; they are not waited for."""
+        coordinator = None
+        if cache is not None and cache.compile == "once" and len(self._agents) > 1:
+            answers = self._call_all(
+                "serve the coordinator",
+                lambda i: (self._agents[i].serve_coordinator, ()),
+                hosts=(0,),
+            )
+            coordinator = answers.get(0)
+        for index, agent in enumerate(self._agents):
+            agent.open_cache.remote(cache, Seat(index, coordinator), self._agents)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Block until all that workers published is in the store; False where it is not."""
+        answers = self._call_all(
+            "store what its workers compiled",
+            lambda i: (self._agents[i].flush_cache, (timeout_s,)),
+            timeout_s=timeout_s + 5,
+            may_fail=True,
+        )
+        return len(answers) == len(self._agents) and all(answers.values())
+
+    def check_store(self, cache: CacheConfig, source: str) -> None:
+        """Raise where process 0's host can't write the cache's location, which `source` has set.
+
+        `UsageError`, in strict mode `CacheRequired`; see `store_check`. A lost agent says nothing.
+        """
+        answers = self._call_all(
+            "check the cache's location",
+            lambda i: (self._agents[i].check_store, (cache, source)),
+            hosts=(0,),
+        )
+        if problem := answers.get(0):
+            raise (CacheRequired if cache.strict else UsageError)(problem)
 
     def fresh_coordinator(self) -> str | None:
         """`host:port` for the jax.distributed coordinator, on process 0's host.
@@ -182,17 +207,18 @@ class Gang:
         call: Callable[[int], tuple[Any, tuple[Any, ...]]],
         timeout_s: float = _CALL_S,
         *,
+        hosts: Sequence[int] | None = None,
         may_fail: bool = False,
     ) -> dict[int, Any]:
-        """One call on each agent that is there, in parallel; the answers by host index.
+        """One call on each agent that is there, or on those of `hosts`; the answers by host index.
 
-        `what` is what it asks for. An error inside an agent is raised as `HostFailed`; with
-        `may_fail` it only costs that agent's answer.
+        All are made in parallel. `what` is what it asks for. An error inside an agent is raised
+        as `HostFailed`; with `may_fail` it only costs that agent's answer.
         """
         import ray
 
         refs = {}
-        for index in range(len(self._agents)):
+        for index in range(len(self._agents)) if hosts is None else hosts:
             if not self._is_lost(index):
                 method, arguments = call(index)
                 refs[index] = method.remote(*arguments)
@@ -205,7 +231,7 @@ class Gang:
                 logger.warning("the agent on %s does not answer", self._infos[index].host)
                 self._lose(index, None)
             except ray.exceptions.RayTaskError as error:
-                message = f"{self._infos[index].host} can't {what}: {_cause(error)}"
+                message = f"{self._infos[index].host} can't {what}: {cause_of(error)}"
                 if not may_fail:
                     raise HostFailed(message) from error
                 logger.warning("%s", message)
@@ -228,84 +254,6 @@ class Gang:
                     at_s=time.monotonic() - self._started_at,
                 )
             )
-
-
-class _RayAgent(Agent):
-    """An `Agent` that knows its node."""
-
-    def __init__(self) -> None:
-        import ray
-
-        super().__init__(ray.util.get_node_ip_address())
-
-    def describe(self) -> tuple[HostInfo, str]:  # type: ignore[override]
-        import ray
-
-        return super().describe(), ray.get_runtime_context().get_node_id()
-
-
-def place_gang(
-    shares: Sequence[HostShare],
-    *,
-    spread: bool,
-    timeout_s: float,
-    is_interrupted: Callable[[], bool],
-    tell: Callable[[str], None],
-) -> Gang | None:
-    """Wait for the hosts and put an agent on each; None if interrupted meanwhile.
-
-    Says through `tell` what it waits for, every 10 s. Raises `PlacementTimeout` or `HostFailed`.
-    """
-    import ray
-
-    group = ray.util.placement_group(
-        [share.bundle for share in shares], strategy="STRICT_SPREAD" if spread else "PACK"
-    )
-    started = time.monotonic()
-    next_word_s = 2.0
-    while not group.wait(_POLL_S):
-        waited_s = time.monotonic() - started
-        if is_interrupted() or waited_s > timeout_s:
-            ray.util.remove_placement_group(group)
-            if is_interrupted():
-                return None
-            raise PlacementTimeout(f"{_needs(shares)}; gave up after {waited_s:.0f} s "
-                                   "(timeouts.placement_s)")  # fmt: skip
-        if waited_s > next_word_s:
-            next_word_s += 10.0
-            tell(f"{_needs(shares)}; waiting up to {timeout_s:.0f} s")
-    gang = Gang(shares, group)
-    try:
-        started_all = gang.start_agents(is_interrupted)
-    except BaseException:
-        gang.close()
-        raise
-    if not started_all:
-        gang.close()
-        return None
-    return gang
-
-
-def _needs(shares: Sequence[HostShare]) -> str:
-    import ray
-
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    free = ray.available_resources()
-    wanted = sorted(total(shares))
-    has = {k: ray.cluster_resources().get(k, 0.0) for k in wanted}
-    return (
-        f"needs {len(shares)} x {describe(shares[0].bundle)} on as many hosts; the cluster has "
-        f"{len(alive)} hosts with {describe(has)}, "
-        f"of which {describe({k: free.get(k, 0.0) for k in wanted})} are free"
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """In one line, what lies under an error of Ray's, whose text has a whole traceback."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
-        return (f"{type(cause).__name__}: {cause}".splitlines() or [""])[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _is_node_alive(node_id: str) -> bool:

@@ -8,15 +8,17 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.cache.store import open_store
 from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
 from hotstart.conf.schema import JobConfig
+from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
+from hotstart.launcher.asked import fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -29,13 +31,17 @@ from hotstart.launcher.facts import FinalState
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
-from hotstart.launcher.placement import place, total
+from hotstart.launcher.placement import HostShare, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
-from hotstart.launcher.record import RunRecord, new_run_name, resolve_run
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.runs import new_run_name, resolve_run
+from hotstart.launcher.store_check import check_store
+
+if TYPE_CHECKING:
+    from hotstart.launcher.gang import Gang
 
 logger = logging.getLogger(__name__)
 
-_PROBE = "hotstart-probe"
 _JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
@@ -43,11 +49,14 @@ _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 class Run:
     """A run that this process owns. `execute` blocks until it is over."""
 
-    def __init__(self, record: RunRecord, ownership: Ownership, config: JobConfig) -> None:
+    def __init__(
+        self, record: RunRecord, ownership: Ownership, config: JobConfig, *, is_new: bool
+    ) -> None:
         self.record = record
         self.config = config
         self._ownership = ownership
         self._launched_from = record.read().created.get("launched_from", {})
+        self._is_new = self._unchecked = is_new
         self._interrupted = threading.Event()
 
     @property
@@ -62,9 +71,10 @@ class Run:
     def execute(self, watcher: Watcher, address: str | None, tell: Any) -> GiveUp:
         """Run attempts until the job is done, failed or interrupted; the run's end is recorded.
 
-        Raises `ClusterUnreachable` or `PlacementTimeout` before anything was started.
+        Raises `ClusterUnreachable`, `PlacementTimeout`, or what `check_writable` does for a
+        bucket, before anything was started.
         """
-        from hotstart.launcher import cluster, gang
+        from hotstart.launcher import cluster
 
         config = self.config
         shares = place(config)
@@ -79,20 +89,18 @@ class Run:
         self._ownership.keep(self.interrupt)
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
         try:
+            ahead = self._ahead()
+            if ahead is not None:
+                ahead.recall()
             with cluster.connect(address, total(shares), self._interrupted.is_set):
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda: gang.place_gang(
-                        shares,
-                        spread=config.placement == "spread",
-                        timeout_s=config.timeouts.placement_s,
-                        is_interrupted=self._interrupted.is_set,
-                        tell=tell,
-                    ),
+                    lambda: self._place(shares, tell),
                     self._plan,
                     watcher,
                     self._interrupted.is_set,
+                    ahead=ahead,
                 )
                 decision = loop.run()
         except StoreError as error:
@@ -111,6 +119,48 @@ class Run:
             self._ownership.stop()
             self._finish(decision)
         return decision
+
+    def _place(self, shares: Sequence[HostShare], tell: Any) -> Gang | None:
+        from hotstart.launcher.place_gang import place_gang
+
+        config = self.config
+        gang = place_gang(
+            shares,
+            spread=config.placement == "spread",
+            timeout_s=config.timeouts.placement_s,
+            is_interrupted=self._interrupted.is_set,
+            tell=tell,
+        )
+        if gang is None:
+            return None
+        cache = cache_config_of(config)
+        try:
+            gang.open_cache(cache)
+            if cache is not None and self._unchecked and _is_bucket(cache.location):
+                gang.check_store(cache, self._launched_from.get("cache_source") or "default")
+                self._unchecked = bool(
+                    gang.lost
+                )  # once: later on an outage costs no more than time
+        except BaseException:
+            gang.close()
+            raise
+        return gang
+
+    def _ahead(self) -> Ahead | None:
+        cache = cache_config_of(self.config)
+        if cache is None:
+            return None
+        submitted = bool(self._launched_from.get("submission"))
+        folder = str(Path(self._launched_from.get("job_file", "")).parent) if submitted else None
+        settings = AheadSettings(
+            fingerprint=fingerprint(self.config, folder),
+            cache=cache,
+            platform=self.config.platform,
+            process_count=self.config.workers,
+            read_ahead=self.config.cache.read_ahead,
+        )
+        versions = installed_versions(self.config.platform)
+        return Ahead(settings, self.record, versions, is_new=self._is_new)
 
     def _finish(self, decision: GiveUp) -> None:
         code = int(decision.exit_code)
@@ -133,6 +183,9 @@ class Run:
             cache=cache_config_of(config),
             environ=worker_environ(config, self.record.checkpoint_location, coordinator),
             log_location=self.record.log_location,
+            standby=config.restarts.standby,
+            platform=config.platform,
+            load_ahead=config.cache.read_ahead and config.cache.load_ahead,
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -162,7 +215,7 @@ def new_run(job: LoadedJob) -> Run:
     except StoreError as error:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config)
+    return Run(record, ownership, config, is_new=True)
 
 
 def reopen_run(run_dir: str, name: str) -> Run:
@@ -170,7 +223,7 @@ def reopen_run(run_dir: str, name: str) -> Run:
     record = resolve_run(open_store(run_dir), name)
     config = job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config)
+    return Run(record, ownership, config, is_new=False)
 
 
 def program_of(config: JobConfig, folder: str) -> Program:
@@ -191,6 +244,7 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
         location=cache.location,
         mode="read-only" if cache.mode == "read-only" else "read-write",
         strict=cache.strict,
+        compile="once" if cache.compile == "once" else "every",
         min_compile_time_s=cache.min_compile_time_s,
         node_dir=cache.node_dir,
         max_size_bytes=cache.max_size_bytes,
@@ -223,21 +277,23 @@ def unshared_directories(config: JobConfig, host_count: int) -> list[str]:
         f"{key}={location} must be a directory that all {host_count} hosts share; "
         "a gs:// location always is"
         for key, location in wanted.items()
-        if host_count > 1 and location and not location.startswith("gs://")
+        if host_count > 1 and location and not _is_bucket(location)
     ]
 
 
 def check_writable(job: LoadedJob) -> None:
     """Raise where the cache's store can't be written: `UsageError`, in strict mode `CacheRequired`.
 
-    One create of a fixed name, which needs the right to create and nothing else. Read-only jobs
-    are not checked here.
+    Directories only: a bucket is checked by an agent (`Gang.check_store`), for importing gcsfs
+    here would hold up the launch. Read-only jobs are not checked.
     """
-    cache = job.config.cache
-    if cache.mode != "read-write" or cache.location is None:
+    cache = cache_config_of(job.config)
+    if cache is None or _is_bucket(cache.location):
         return
-    try:
-        open_store(cache.location, deadline_s=min(10.0, cache.deadline_s)).create(_PROBE, b"")
-    except StoreError as error:
-        message = f"{job.origins.get('cache.location', 'default')}: cache.location: {error}"
-        raise (CacheRequired if cache.strict else UsageError)(message) from error
+    problem = check_store(cache, job.origins.get("cache.location", "default"))
+    if problem is not None:
+        raise (CacheRequired if cache.strict else UsageError)(problem)
+
+
+def _is_bucket(location: str) -> bool:
+    return location.startswith("gs://")

@@ -30,6 +30,10 @@ class AttemptPlan:
     initialize: whether the launcher calls `jax.distributed.initialize`, not the script.
     environ: set in each worker before its interpreter starts.
     cache: None where the cache is off.
+    load_ahead: whether workers make executables of the manifest's entries before they are
+        asked for.
+    standby: whether agents keep children ready for the next attempt.
+    platform: cpu, gpu or tpu.
     """
 
     run: str
@@ -42,6 +46,9 @@ class AttemptPlan:
     cache: CacheConfig | None
     environ: dict[str, str] = field(default_factory=dict)
     log_location: str = ""
+    load_ahead: bool = True
+    standby: bool = False
+    platform: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,19 @@ class Progress(logging.Handler):
         process_index: int,
         decided_at: float,
         stats: Callable[[], CacheStats],
+        stood_by: bool = False,
+        imported: Callable[[], list[str]] | None = None,
         *,
         interval_s: float = 0.1,
     ) -> None:
+        """`imported` gives the names of modules that the agent wants to know at the first step."""
         super().__init__(level=logging.WARNING)
         self._channel = channel
         self._process_index = process_index
         self._decided_at = decided_at
         self._stats = stats
+        self._stood_by = stood_by
+        self._imported = imported
         self._interval_s = interval_s
         self._phases: dict[str, float | None] = dict.fromkeys(PHASES)
         self._last_step: object = None
@@ -91,6 +96,7 @@ class Progress(logging.Handler):
         return {
             "process_index": self._process_index,
             "host": socket.gethostname(),
+            "standby": self._stood_by,
             "phases": dict(self._phases),
             "cache": dataclasses.asdict(self._stats()),
             "last_step": _whole(self._last_step),
@@ -102,6 +108,9 @@ class Progress(logging.Handler):
             self._changed.wait()
             self._changed.clear()
             self._channel.send({"report": self.report()})
+            if self._imported is not None and self._phases["first_step"] is not None:
+                self._channel.send({"modules": self._imported()})
+                self._imported = None
             self._over.wait(self._interval_s)
         self._channel.send({"report": self.report()})
 

@@ -11,31 +11,31 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/first_step       all workers' reports when each had done a step
     <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i at its end
     <run>/attempts/<n:05d>/end              how attempt n ended
+    <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/end/<epoch:08d>                   the final state under this owner
 
 All are JSON objects but `job.yaml`. A run that was restarted has one end an epoch and the latest
-epoch's counts. `<run>/logs/` and `<run>/checkpoints/` may lie beside them and are never listed.
-
+epoch's counts. Of an attempt's manifests the one with the most keys counts; its name says what a
+listing needs. `<run>/logs/` and `<run>/checkpoints/` may lie beside them and are never listed.
+Names and listings of runs: `runs.py`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import random
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from typing import Any
 
-from hotstart.cache.errors import StoreMissing
 from hotstart.cache.store import ObjectStat, Store
-from hotstart.launcher.errors import RecordDamaged, RunNotFound, RunOwned, UsageError
+from hotstart.launcher.errors import RecordDamaged, RunOwned, UsageError
 from hotstart.launcher.facts import (
     AttemptFacts,
     FinalState,
+    ManifestSummary,
     Owner,
     RunEnd,
     RunFacts,
@@ -44,23 +44,34 @@ from hotstart.launcher.facts import (
     state_of,
 )
 from hotstart.launcher.identity import OwnerIdentity, identity_from
+from hotstart.launcher.manifest import Manifest, ManifestError
 from hotstart.launcher.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
-_PARALLEL_READS = 16
+PARALLEL_READS = 16
 
-_RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8})")
-_ATTEMPT_FACT = re.compile(r"(\d{5})/(?:(start|first_step|end)|workers/(\d{5}))")
+_ATTEMPT_FACT = re.compile(
+    r"(\d{5})/(?:(start|first_step|end)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18}))"
+)
 _END = re.compile(r"(\d{8})")
+
+
+@dataclass
+class _Names:
+    """Names of one attempt's facts, under `start`, `end`, ... or the process index."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    manifests: dict[ManifestSummary, str] = field(default_factory=dict)
 
 
 class RunRecord:
     """One run's record. All methods block on the store and may raise `StoreError`."""
 
     def __init__(self, store: Store, name: str) -> None:
-        """A record by name, unchecked: use `create`, `open` or `resolve_run`."""
+        """A record by name, unchecked: use `create`, or see `runs.py`."""
         self.store = store
         self.name = name
         self._warned: set[str] = set()
@@ -78,7 +89,7 @@ class RunRecord:
 
         `now_s` is wall-clock time in seconds since the epoch, for display only.
         """
-        if not _RUN_NAME.fullmatch(run_name):
+        if not RUN_NAME.fullmatch(run_name):
             raise UsageError(f"{run_name!r} can't be a run's name; use letters, digits, . _ and -")
         record = cls(store, run_name)
         created = {"run": run_name, "created_s": now_s, "launched_from": dict(launched_from)}
@@ -87,19 +98,6 @@ class RunRecord:
             raise UsageError(f"a run {run_name} exists already in {store.url}; choose another name")
         store.create(f"index/{run_name}", b"{}")  # last: a listed run is a complete one
         return record
-
-    @classmethod
-    def open(cls, store: Store, name: str) -> RunRecord:
-        """An existing run; raises `RunNotFound`, which names the nearest runs."""
-        if _RUN_NAME.fullmatch(name) and store.stat(f"{name}/created") is not None:
-            return cls(store, name)
-        names = [run for run, _ in _index(store)]
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
-        nearest = f"the nearest are {', '.join(near)}" if near else f"{len(names)} runs are there"
-        raise RunNotFound(
-            f"no run {name!r} in {store.url}; {nearest}; see `hotstart runs`, or name another "
-            "run directory"
-        )
 
     @property
     def checkpoint_location(self) -> str:
@@ -151,6 +149,22 @@ class RunRecord:
         """Keep the report of process index i in attempt n; the first one stays."""
         self.create_fact(f"attempts/{n:05d}/workers/{i:05d}", report)
 
+    def keep_manifest(self, n: int, manifest: Manifest) -> None:
+        """Keep what the next start of this run is to go by, learned in attempt n."""
+        keys, size_bytes = len(manifest.entries), manifest.size_bytes
+        name = f"attempts/{n:05d}/manifest/{keys:08d}-{size_bytes}"
+        self.store.create(f"{self.name}/{name}", manifest.to_json())
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of the latest attempt that has a sound one, or None."""
+        for _, there in sorted(self._attempt_names().items(), reverse=True):
+            for _, name in sorted(there.manifests.items(), reverse=True):
+                try:
+                    return Manifest.from_json(self.store.get(name) or b"")
+                except ManifestError as error:
+                    self._warn_once(name, f"is no manifest: {error}; it is skipped")
+        return None
+
     def finish(self, state: FinalState, exit_code: int, reason: str, *, epoch: int) -> None:
         """Record the run's end under the owner of `epoch`; without effect once superseded."""
         facts = {"state": state, "exit_code": int(exit_code), "reason": reason}
@@ -163,18 +177,20 @@ class RunRecord:
     def attempts(self) -> tuple[AttemptFacts, ...]:
         """Every attempt in order, unreadable facts left out."""
         names = self._attempt_names()
-        everything = [name for facts in names.values() for name in facts.values()]
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        everything = [name for there in names.values() for name in there.facts.values()]
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
             read = dict(zip(everything, pool.map(self._read, everything), strict=True))
 
         def facts_of(n: int) -> AttemptFacts:
-            found = {key: fact for key, name in names[n].items() if (fact := read[name])}
+            there = names[n]
+            found = {key: fact for key, name in there.facts.items() if (fact := read[name])}
             indices = sorted(found.keys() - {"start", "first_step", "end"})
             workers = tuple(found[i] for i in indices)
             early = found.get("first_step", {}).get("workers")
             if not workers and isinstance(early, list):
                 workers = tuple(w for w in early if isinstance(w, dict))
-            return AttemptFacts(n, found.get("start", {}), found.get("end"), workers)
+            manifest = max(there.manifests, default=None)
+            return AttemptFacts(n, found.get("start", {}), found.get("end"), workers, manifest)
 
         return tuple(facts_of(n) for n in sorted(names))
 
@@ -261,56 +277,17 @@ class RunRecord:
             else:
                 self._warn_once(stat.name, "is no fact of a run record; it is skipped")
 
-    def _attempt_names(self) -> dict[int, dict[str, str]]:
-        """Names of the facts of each attempt, under `start`, `end` or the process index."""
-        names: dict[int, dict[str, str]] = {}
-        for (n, fact, index), stat in self._matching("attempts/", _ATTEMPT_FACT):
-            names.setdefault(int(n), {})[fact or index] = stat.name
+    def _attempt_names(self) -> dict[int, _Names]:
+        names: dict[int, _Names] = {}
+        for (n, fact, index, keys, size), stat in self._matching("attempts/", _ATTEMPT_FACT):
+            there = names.setdefault(int(n), _Names())
+            if keys:
+                there.manifests[ManifestSummary(int(keys), int(size))] = stat.name
+            else:
+                there.facts[fact or index] = stat.name
         return names
 
     def _warn_once(self, name: str, problem: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
             logger.warning("%s/%s %s", self.store.url, name, problem)
-
-
-def new_run_name(job_name: str, now_s: float, rng: random.Random) -> str:
-    """A name like `bytelm-20261124-163001-3f2a`: job, UTC date and time, 16 random bits.
-
-    `now_s` is wall-clock time in seconds since the epoch.
-    """
-    job = re.sub(r"[^A-Za-z0-9._-]+", "-", job_name).lstrip("._-")[:120] or "job"
-    return f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_s))}-{rng.getrandbits(16):04x}"
-
-
-def list_runs(store: Store, observer: OwnerIdentity | None = None) -> list[RunSummary]:
-    """All runs, the one launched last at the end. Blocks; raises `StoreError`."""
-    observer = observer or OwnerIdentity.of_this_process()
-    records = [RunRecord(store, name) for name, _ in _index(store)]
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return list(pool.map(lambda record: record.summary(observer), records))
-
-
-def resolve_run(store: Store, name: str) -> RunRecord:
-    """The run of this name, or for `latest` the one that was launched last.
-
-    Blocks; raises `RunNotFound`, `StoreError`.
-    """
-    if name != "latest":
-        return RunRecord.open(store, name)
-    runs = _index(store)
-    if not runs:
-        raise RunNotFound(
-            f"no runs in {store.url}; launch one with `hotstart launch JOB.yaml`, or name "
-            "another run directory"
-        )
-    return RunRecord.open(store, runs[-1][0])
-
-
-def _index(store: Store) -> list[tuple[str, float]]:
-    """Names of the runs and when the store made them, in that order."""
-    try:
-        runs = [(s.name.removeprefix("index/"), s.modified_s) for s in store.list("index/")]
-    except StoreMissing:
-        return []
-    return sorted((r for r in runs if _RUN_NAME.fullmatch(r[0])), key=lambda r: (r[1], r[0]))

@@ -52,6 +52,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         "reason": ended.reason if ended else None,
         "launched_at": _iso(facts.created.get("created_s")),
         "cache": _cache_used(facts.attempts),
+        "manifest": _manifest(facts.attempts),
         "attempts": [_attempt(a) for a in facts.attempts],
     }
 
@@ -115,6 +116,14 @@ def _cache_used(attempts: tuple[AttemptFacts, ...]) -> dict[str, Any] | None:
     for attempt in reversed(attempts):
         if cache := _mapping(attempt.start.get("cache")):
             return {name: cache.get(name) for name in ("location", "source", "mode")}
+    return None
+
+
+def _manifest(attempts: tuple[AttemptFacts, ...]) -> dict[str, int] | None:
+    """What the run's next start is to have ready: the latest that an attempt left."""
+    for attempt in reversed(attempts):
+        if attempt.manifest is not None:
+            return {"keys": attempt.manifest.keys, "size_bytes": attempt.manifest.size_bytes}
     return None
 
 
@@ -243,9 +252,11 @@ def _warmth(attempt: Mapping[str, Any]) -> str:
     compiled = sum(w["cache"]["compiled"] for w in attempt["workers"])
     if not compiled:
         return "warm" if hits else ""
-    # By seconds: a process may hit what another one of the same cold start has just stored.
-    saved_s = sum(w["cache"]["saved_s"] for w in attempt["workers"])
+    # By seconds, and less what the others can have saved by this attempt's own compilations.
+    count = len(attempt["workers"])
     spent_s = sum(w["cache"]["compile_s"] for w in attempt["workers"])
+    all_saved_s = sum(w["cache"]["saved_s"] for w in attempt["workers"])
+    saved_s = max(0.0, all_saved_s - (count - 1) * spent_s) / count
     return "cold" if saved_s <= _COLD_SHARE * (saved_s + spent_s) else "partly warm"
 
 

@@ -32,7 +32,7 @@ from hotstart.cache.store import normalize_location
 from hotstart.conf.keys import ENVIRONMENT_PREFIX
 from hotstart.conf.load import LoadedJob, load_job
 from hotstart.launcher.errors import UsageError
-from hotstart.launcher.record import new_run_name
+from hotstart.launcher.runs import new_run_name
 
 _PACKAGES = ("cache", "conf", "launcher")
 _SHIPPED_SUFFIXES = (".py", ".yaml", ".typed")

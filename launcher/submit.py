@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hotstart.launcher.errors import ClusterUnreachable, ExitCode, LauncherError, UsageError
+from hotstart.launcher.errors import (
+    ClusterUnreachable,
+    ExitCode,
+    LauncherError,
+    UsageError,
+    first_line,
+)
 from hotstart.launcher.shipment import Submission, stage_package
 
 logger = logging.getLogger(__name__)
@@ -65,7 +71,7 @@ class RayJobs:
             ) from error
         except Exception as error:  # of requests, json and Ray, and no type says which
             raise ClusterUnreachable(
-                f"no Ray Jobs API at {address}: {_first_line(error)}; check --address, it is the "
+                f"no Ray Jobs API at {address}: {first_line(error)}; check --address, it is the "
                 "dashboard's URL"
             ) from error
         self.address: str = self._client.get_address()
@@ -88,7 +94,7 @@ class RayJobs:
                     )
             except Exception as error:  # Ray raises RuntimeError and ValueError for all of it
                 raise UsageError(
-                    f"Ray at {self.address} does not take the job: {_first_line(error)}; the "
+                    f"Ray at {self.address} does not take the job: {first_line(error)}; the "
                     f"working folder is {submission.folder}, and a .rayignore file in it keeps "
                     "what is large from being sent"
                 ) from error
@@ -122,7 +128,7 @@ class RayJobs:
                 logger.info("lost the log of %s: %s", submission_id, error)
                 if clock() - heard_s > _LOST_CONTACT_S:
                     raise LauncherError(
-                        f"lost contact with Ray at {self.address}: {_first_line(error)}; job "
+                        f"lost contact with Ray at {self.address}: {first_line(error)}; job "
                         f"{submission_id} may still run, and its run record tells how it ended"
                     ) from error
             sleep(0.5)
@@ -240,7 +246,3 @@ def _ray_logs_from(level: int) -> Iterator[None]:
     finally:
         for handler, old in zip(handlers, before, strict=True):
             handler.setLevel(old)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

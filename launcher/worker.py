@@ -1,13 +1,14 @@
 """The worker's main: a plain Python process that ends up running the user's program.
 
-Its agent starts it with the environment already in place and a socket pair. In order: the
-cache is installed, `jax.distributed` initialized (process 0 first), and then the user's code
-runs on the main thread as `python script.py` would run it, with its own exit code. There is no
-Ray in this process.
+Its agent starts it with the environment already in place and a socket pair, over which it gets
+its plan: at once, or after it has stood by (`standby.py`). In order: the cache is installed,
+`jax.distributed` initialized (process 0 first), and then the user's code runs on the main thread
+as `python script.py` would run it, with its own exit code. There is no Ray in this process.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import functools
@@ -18,10 +19,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from hotstart.launcher import context
+from hotstart.cache.config import CacheConfig
+from hotstart.launcher import context, standby
+from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.program import print_traceback, run_program
@@ -42,18 +45,26 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     channel = Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_FD))))
     messages = iter(channel)
-    plan = WorkerPlan.from_json(next(messages))
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    message = next(messages)
+    stood_by = "standby" in message
+    if stood_by:
+        message = standby.stand_by(channel, messages, message["standby"])
+    channel.send({"taken": True})
+    plan = WorkerPlan.from_json(message["plan"])
 
     from hotstart import cache
 
-    progress = Progress(channel, plan.process_index, plan.decided_at, cache.stats)
+    progress = Progress(
+        channel, plan.process_index, plan.decided_at, cache.stats, stood_by, _imported(plan)
+    )
     logging.getLogger("hotstart").addHandler(progress)
     progress.reached("process_start")
-    threading.Thread(target=_obey, args=(messages,), name="hotstart-agent", daemon=True).start()
+    agent = AgentLink(messages)
+    threading.Thread(target=agent.obey, name="hotstart-agent", daemon=True).start()
     failed = True
     try:
-        _prepare(plan, progress)
+        _prepare(plan, progress, channel, agent)
         context._reporter = progress.step
         progress.reached("user_code")
         run_program(plan.attempt.program)
@@ -72,6 +83,13 @@ def main() -> None:
         _end(progress, failed=failed)
 
 
+def _imported(plan: WorkerPlan) -> Callable[[], list[str]] | None:
+    """What a standby for this worker is to import, asked for at the first step."""
+    if not plan.attempt.standby:
+        return None
+    return lambda: standby.modules_to_import(plan.attempt.program, sys.modules)
+
+
 def _end(progress: Progress, *, failed: bool) -> None:
     """Wait for the program's own threads, as the interpreter would; flush; send the last report.
 
@@ -87,22 +105,58 @@ def _end(progress: Progress, *, failed: bool) -> None:
     progress.close()
 
 
-def _prepare(plan: WorkerPlan, progress: Progress) -> None:
+def _prepare(plan: WorkerPlan, progress: Progress, channel: Channel, agent: AgentLink) -> None:
     """Cache, then jax.distributed; the user's code comes after both."""
     import jax
 
     progress.reached("import_jax")
     attempt = plan.attempt
     if attempt.cache is not None:
-        from hotstart.cache import active
-
-        active.enable(attempt.cache, on_change=progress.counters_changed)
+        _enable_cache(plan.attempt, attempt.cache, progress, channel, agent)
         progress.reached("cache_enabled")
     initialize = _process_zero_first(jax.distributed.initialize, plan)
     jax.distributed.initialize = initialize
     if attempt.initialize and attempt.process_count > 1:
         initialize()
         progress.reached("distributed")
+
+
+def _enable_cache(
+    attempt: AttemptPlan,
+    config: CacheConfig,
+    progress: Progress,
+    channel: Channel,
+    agent: AgentLink,
+) -> None:
+    """Put the cache in place: the agent resolves its keys, and hears what JAX asks for."""
+    from hotstart.cache import active
+
+    resolver = None
+    if config.compile == "once":
+        resolver = AgentResolver(channel, on_wait=lambda: active.count(waits=1))
+        agent.answers = resolver.answered
+    active.enable(
+        config,
+        on_change=progress.counters_changed,
+        resolver=resolver,
+        on_request=lambda request: channel.send({"asked": asked_of(request)}),
+    )
+    if resolver is not None and attempt.load_ahead:
+        threading.Thread(
+            target=_load_ahead, args=(resolver,), name="hotstart-plan", daemon=True
+        ).start()
+
+
+def _load_ahead(resolver: AgentResolver) -> None:
+    from hotstart.cache import active
+    from hotstart.cache.ahead import Planned
+
+    active.load_ahead(
+        [
+            Planned(item["key"], base64.b64decode(item["options"]), tuple(item["devices"]))
+            for item in resolver.planned()
+        ]
+    )
 
 
 def _process_zero_first(stock: Callable[..., None], plan: WorkerPlan) -> Callable[..., None]:
@@ -142,21 +196,37 @@ def _wait_for_listener(attempt: AttemptPlan) -> None:
         time.sleep(0.01)
 
 
-def _obey(messages: Any) -> None:
-    """Do what the agent says; the main thread may be stuck in a collective and never answer."""
+class AgentLink:
+    """What comes from the agent, on a thread of its own.
+
+    The main thread may be stuck in a collective and never answer. `answers` gets each message
+    that has a "request"; set it before anything is asked.
+    """
+
+    def __init__(self, messages: Iterator[dict[str, Any]]) -> None:
+        self._messages = messages
+        self.answers: Callable[[dict[str, Any]], None] = lambda message: None
+
+    def obey(self) -> None:
+        """Do what the agent says, until it tells this process to end or has gone itself."""
+        for message in self._messages:
+            if "request" in message:
+                self.answers(message)
+            elif "stop_within_s" in message:
+                _stop(float(message["stop_within_s"]), ask=bool(message.get("ask")))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop(grace_s: float, *, ask: bool) -> None:
     from hotstart import cache
     from hotstart.cache import active
 
-    for message in messages:
-        if "stop_within_s" in message:
-            grace_s = float(message["stop_within_s"])
-            flusher = threading.Thread(target=cache.flush, args=(grace_s,), daemon=True)
-            flusher.start()
-            if message.get("ask") and not active.ends_by_sigterm():
-                time.sleep(grace_s)  # user code may end by itself
-            flusher.join(grace_s)
-            os._exit(_STOPPED_EXIT)
-    os.kill(os.getpid(), signal.SIGKILL)  # the agent has gone
+    flusher = threading.Thread(target=cache.flush, args=(grace_s,), daemon=True)
+    flusher.start()
+    if ask and not active.ends_by_sigterm():
+        time.sleep(grace_s)  # user code may end by itself
+    flusher.join(grace_s)
+    os._exit(_STOPPED_EXIT)
 
 
 def _is_cache_required(error: BaseException) -> bool:

@@ -1,40 +1,32 @@
-"""The worker processes of one host in one attempt: spawn, read, signal, reap.
+"""The worker processes of one host in one attempt: start, follow, signal, reap.
 
-Each worker is a child in a session of its own, so that it and what it has spawned can be killed
-as one process group. Its environment is marked, so that what it has spawned in other sessions
-(wandb and TensorBoard do) is found too. Three threads follow it: one reads its output, one its
-reports, one waits for its end. All of them hand what they see to `emit`.
+A worker is a child that is spawned for it, or one that stood by. One that stood by says when it
+has taken its plan; where it ends before, another child is spawned in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hotstart.launcher.channel import Channel
-from hotstart.launcher.guard import Guard, kill_marked
+from hotstart.launcher.child import Child
+from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
-from hotstart.launcher.worker import CHANNEL_FD
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = "... output left out here; it is in the log"
-_MARK = "HOTSTART_WORKER"
-_SWEEP_S = 0.02
 _MAX_LINE_BYTES = 1 << 16
-_MAIN = "from hotstart.launcher.worker import main; main()"
+_TAKE_S = 10.0
+_LAST_MESSAGE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,76 +49,71 @@ Event = Output | FirstStep | WorkerExit
 
 
 class WorkerProcess:
-    """One worker, from spawn to reap."""
+    """One worker, from its start to its reaping. A `child.Listener`."""
 
     def __init__(
         self,
         plan: WorkerPlan,
-        environ: dict[str, str],
         log: Path,
-        guard: Guard,
+        environ: dict[str, str],
+        *,
+        spawn: Callable[[dict[str, str]], Child],
+        standby: Child | None = None,
         emit: Callable[[Event], None],
+        on_message: Callable[[WorkerProcess, dict[str, Any]], None] = lambda worker, message: None,
     ) -> None:
-        """Spawn it; the calling thread must live as long as the worker (PR_SET_PDEATHSIG).
+        """Start it in `standby` where that lives, else in a child spawned with `environ`.
 
-        `emit` may block on `Output`, and the worker's pipe with it. Raises OSError.
+        `emit` may block on `Output`, and the worker's pipe with it. `on_message` gets what the
+        worker sends beside its reports, on the thread that reads them. Raises OSError.
         """
         self.plan = plan
         self.report: dict[str, Any] = {}
-        self._guard = guard
+        self._environ = environ
+        self._spawn = spawn
         self._emit = emit
-        self._started = time.monotonic()
+        self._on_message = on_message
+        self._log = _Kept(log)
+        self._rest = b""
         self._stopped = False
+        self._stepped = False
         self._cache_required = False
-        attempt = plan.attempt
-        self._mark = f"{attempt.run}/{attempt.attempt}/{plan.process_index}"
-        guard.watch_marked(_MARK, self._mark)
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _MAIN],
-                    env={**environ, _MARK: self._mark, CHANNEL_FD: str(theirs.fileno())},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
-        except BaseException:
-            ours.close()
-            guard.drop_marked(_MARK, self._mark)
-            raise
-        guard.watch_group(self._process.pid)
-        self._channel = Channel(ours)
-        self._channel.send(plan.to_json())
         self._ended = threading.Event()
-        name = f"worker-{plan.process_index}"
-        self._reader = threading.Thread(
-            target=self._read_output, args=(log,), name=f"{name}-output", daemon=True
-        )
-        self._listener = threading.Thread(
-            target=self._read_reports, name=f"{name}-reports", daemon=True
-        )
-        self._reader.start()
-        self._listener.start()
-        threading.Thread(target=self._wait, name=f"{name}-wait", daemon=True).start()
+        self._taken = threading.Event()
+        self._lock = threading.Lock()  # which child it is
+        with self._lock:
+            self._may_replace = standby is not None and standby.attach(self)
+            if standby is not None and self._may_replace:
+                self._child = standby
+                self._send_plan()
+            else:
+                self._go_on_in(spawn(environ))
+        if self._may_replace:
+            limit = threading.Thread(target=self._limit_take, args=(self._child,), daemon=True)
+            limit.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send it a message; blocks while its buffer is full."""
+        self._child.channel.send(message)
 
     def stop(self, grace_s: float, *, ask: bool) -> None:
         """Tell it to end; does not block. With `ask`, user code gets SIGTERM and `grace_s`."""
-        self._stopped = True
-        self._channel.send({"stop_within_s": grace_s, "ask": ask})
-        if ask and not self._ended.is_set():
-            # Not to the group: data loaders must outlive a checkpoint that is written now.
-            with contextlib.suppress(OSError):
-                os.kill(self._process.pid, signal.SIGTERM)
+        with self._lock:
+            self._stopped = True
+        self.send({"stop_within_s": grace_s, "ask": ask})
+        if ask:
+            self._child.terminate()
 
     def kill(self) -> None:
         """End it, and everything that it has spawned, now."""
-        self._stopped = True
-        if not self._ended.is_set():
-            with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with self._lock:
+            self._stopped = True
+        self._child.kill()
 
     def wait(self, deadline: float) -> bool:
         """Whether it has been reaped by `deadline` on the monotonic clock."""
@@ -134,24 +121,44 @@ class WorkerProcess:
 
     def drain(self, timeout_s: float) -> None:
         """Wait until its last output and report have been read."""
-        deadline = time.monotonic() + timeout_s
-        for thread in (self._reader, self._listener):
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._channel.close()
+        self._child.drain(time.monotonic() + timeout_s)
 
-    def _wait(self) -> None:
-        code = self._process.wait()
+    def heard(self, message: dict[str, Any]) -> None:
+        """See `child.Listener`."""
+        if "report" in message:
+            self.report = message["report"]
+            if not self._stepped and self.report["phases"].get("first_step") is not None:
+                self._stepped = True
+                self._emit(FirstStep(self.plan.process_index, self.report))
+        elif "cache_required" in message:
+            self._cache_required = True
+        elif "taken" in message:
+            self._taken.set()
+        else:
+            self._on_message(self, message)
+
+    def printed(self, data: bytes) -> None:
+        """See `child.Listener`."""
+        if not data:
+            if self._rest:
+                self._emit_lines([self._rest])
+            self._log.close()
+            return
+        self._log.write(data)
+        *lines, rest = (self._rest + data).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:  # a progress bar without an end of line
+            lines.append(rest)
+            rest = b""
+        self._rest = rest
+        if lines:
+            self._emit_lines(lines)
+
+    def ended(self, code: int) -> None:
+        """See `child.Listener`."""
         at_s = time.monotonic() - self.plan.decided_at
-        with contextlib.suppress(OSError):  # data loaders and the like that it left behind
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._guard.drop_group(self._process.pid)
-        sweep = threading.Thread(target=self._sweep, name="worker-sweep", daemon=True)
-        sweep.start()
-        sweep.join(_SWEEP_S)  # the next attempt must not wait for it
-        if code == 4:  # whether it means the cache is in its last message
-            self._listener.join(1.0)
-        self._ended.set()
-        self._emit(
+        if self._replace():
+            return
+        self._emit(  # first: who has waited for the end finds it among the events
             WorkerExit(
                 process_index=self.plan.process_index,
                 exit_code=code if code >= 0 else None,
@@ -162,35 +169,39 @@ class WorkerProcess:
                 cache_required=self._cache_required,
             )
         )
+        self._ended.set()
 
-    def _sweep(self) -> None:
-        kill_marked(_MARK, self._mark)
-        self._guard.drop_marked(_MARK, self._mark)
+    def _send_plan(self) -> None:
+        _, of_attempt = split_environ(self._environ)
+        self.send({"plan": self.plan.to_json(), "environ": of_attempt})
 
-    def _read_reports(self) -> None:
-        stepped = False
-        for message in self._channel:
-            if "report" in message:
-                self.report = message["report"]
-                if not stepped and self.report["phases"].get("first_step") is not None:
-                    stepped = True
-                    self._emit(FirstStep(self.plan.process_index, self.report))
-            self._cache_required |= "cache_required" in message
+    def _go_on_in(self, child: Child) -> None:
+        self._child = child
+        child.attach(self)
+        self._send_plan()
 
-    def _read_output(self, log: Path) -> None:
-        pipe: IO[bytes] = self._process.stdout  # type: ignore[assignment]
-        with pipe, _Kept(log) as kept:
-            rest = b""
-            while chunk := os.read(pipe.fileno(), 1 << 16):
-                kept.write(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _MAX_LINE_BYTES:  # a progress bar without an end of line
-                    lines.append(rest)
-                    rest = b""
-                if lines:
-                    self._emit_lines(lines)
-            if rest:
-                self._emit_lines([rest])
+    def _replace(self) -> bool:
+        """Go on in another child where the one that stood by ended before it took the plan."""
+        with self._lock:
+            child, may_replace = self._child, self._may_replace
+        if not may_replace or self._taken.is_set():
+            return False
+        child.drain(time.monotonic() + _LAST_MESSAGE_S)  # it may have taken the plan and ended
+        with self._lock:
+            if self._stopped or self._taken.is_set():
+                return False
+            self._may_replace = False
+            logger.info("process %d: its standby has ended", self.plan.process_index)
+            try:
+                self._go_on_in(self._spawn(self._environ))
+            except OSError as error:
+                logger.warning("process %d: %s", self.plan.process_index, error)
+                return False
+            return True
+
+    def _limit_take(self, child: Child) -> None:
+        if not self._taken.wait(_TAKE_S):
+            child.kill()
 
     def _emit_lines(self, lines: list[bytes]) -> None:
         text = tuple(line.decode(errors="replace").rstrip("\r") for line in lines)
@@ -203,25 +214,29 @@ class _Kept:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> _Kept:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab", buffering=0)
-        except OSError as error:
-            logger.warning("%s: the output is not kept: %s", self._path, error)
-        return self
+        self._broken = False
+        with self._kept():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(b"")
 
     def write(self, data: bytes) -> None:
-        if self._file is not None:
-            try:
+        with self._kept():
+            if self._file is None and not self._broken:
+                self._file = self._path.open("ab", buffering=0)
+            if self._file is not None:
                 self._file.write(data)
-            except OSError as error:
-                logger.warning("%s: the output is not kept any more: %s", self._path, error)
-                self.__exit__()
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            self.close()
+            logger.warning("%s: the output is not kept: %s", self._path, error)

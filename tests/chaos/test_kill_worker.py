@@ -18,6 +18,7 @@ from tests.support.launch import (
     ray_nodes,
     wait_for_step,
 )
+from tests.support.standbys import idle_standbys
 
 pytestmark = pytest.mark.chaos
 
@@ -26,6 +27,35 @@ JOB = """
     workers: 2
     resources_per_worker: {CPU: 1}
     restarts: {failures: 1, backoff_s: 0}
+"""
+LOSSES = """
+    import os, time
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.experimental import multihost_utils
+    from hotstart.launcher import context
+
+    index, attempt = context.process_index(), context.attempt()
+    print("pids", os.getpid(), os.getppid(), 0)
+    folder = context.checkpoint_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"weights-{index}.npy"
+    done, weights = 0, np.linspace(-1.0, 1.0, 64, dtype=np.float32).reshape(8, 8)
+    if kept.exists():
+        done, weights = np.load(kept, allow_pickle=True)
+    loss_of = jax.jit(jax.value_and_grad(lambda w, x: jnp.mean((jnp.tanh(x @ w) - x) ** 2)))
+    for number in range(done + 1, 7):
+        batch = np.random.default_rng(number).normal(size=(8, 8)).astype(np.float32)
+        loss, slope = loss_of(weights, batch)
+        weights = np.asarray(weights - slope)
+        multihost_utils.sync_global_devices(f"step {number}")
+        held = np.empty(2, dtype=object)
+        held[:] = [number, weights]
+        np.save(kept, held)
+        context.step(number)
+        print("loss of step", number, "loss", float(loss))
+        print("step", number)
+        while number == 3 and attempt == 1 and "CALM" not in os.environ:
+            time.sleep(0.05)
 """
 
 
@@ -71,6 +101,58 @@ def test_kill_worker_next_attempt_resumes_and_compiles_nothing(here: Site) -> No
     for index in (0, 1):
         assert said(here.log(run, 1, index)) == ["resumed at 0", "step 1", "step 2"]
         assert said(here.log(run, 2, index)) == ["resumed at 2", "step 3", "step 4", "finished"]
+
+
+def test_kill_worker_its_standbys_go_on_with_the_same_losses(here: Site) -> None:
+    here.write("train.py", LOSSES)
+    calm = here.launch("job.yaml", "env={CALM: '1'}")
+    calm_runs = here.run_names()
+    losses = [line for line in calm.stdout.splitlines() if " loss " in line]
+    assert len(losses) == 12, calm.shown
+    launched = here.start_launch("job.yaml", "--json")
+    pids = wait_for_step(launched, 3, workers=2)
+    [run] = set(here.run_names()) - set(calm_runs)
+    kept = idle_standbys(run, 2)
+    os.kill(pids[1].worker, signal.SIGKILL)
+    finished = launched.wait()
+    here.assert_clean()
+    assert finished.exit_code == 0, finished.shown
+    assert {pids_in(launched.output())[index].worker for index in (0, 1)} == kept
+    first, second = finished.report["attempts"]
+    assert [w["standby"] for w in first["workers"] + second["workers"]] == [False] * 2 + [True] * 2
+    assert [w["cache"]["compiled"] for w in second["workers"]] == [0, 0]
+    seen = [line for line in launched.output().splitlines() if " loss " in line]
+    assert sorted(seen) == sorted(losses)
+
+
+def test_kill_standby_a_fresh_worker_starts_in_its_place(here: Site) -> None:
+    launched = here.start_launch("job.yaml", "--json")
+    pids = wait_for_step(launched, 2, workers=2)
+    [run] = here.run_names()
+    kept = idle_standbys(run, 2)
+    killed = min(kept)
+    os.kill(killed, signal.SIGKILL)
+    await_true(lambda: not is_running(killed), 2.0)
+    os.kill(pids[1].worker, signal.SIGKILL)
+    finished = launched.wait()
+    here.assert_clean()
+    assert finished.exit_code == 0, finished.shown
+    first, second = finished.report["attempts"]
+    assert first["reason"] == f"process 1 on {first['workers'][0]['host']} was killed by SIGKILL"
+    assert second["outcome"] == "done"
+    assert sorted(w["standby"] for w in second["workers"]) == [False, True]
+
+
+def test_kill_agent_takes_its_standbys_along(here: Site) -> None:
+    launched = here.start_launch("job.yaml", "--json")
+    pids = wait_for_step(launched, 2, workers=2)
+    [run] = here.run_names()
+    kept = idle_standbys(run, 2)
+    os.kill(pids[0].agent, signal.SIGKILL)
+    await_true(lambda: not any(map(is_running, kept)), 2.0)
+    finished = launched.wait()
+    here.assert_clean()
+    assert [attempt["outcome"] for attempt in finished.report["attempts"]] == ["failed", "done"]
 
 
 def test_kill_agent_takes_its_workers_along_and_the_run_goes_on(here: Site) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from hotstart.cache.store import open_store
-from hotstart.launcher.record import RunRecord, list_runs, resolve_run
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.runs import list_runs, resolve_run
 from tests.support.gcs_emulator import GcsEmulator, free_port
 from tests.support.ray_head import RayHead, ray_head
 

@@ -60,6 +60,17 @@ class ProxiedRequest:
     request_bytes: int
     response_bytes: int
 
+    @property
+    def billed_as(self) -> str:
+        """Its class on Google's price list: `A` (writes, lists), `B` (reads), or `free` (deletes).
+
+        https://cloud.google.com/storage/pricing#operations-by-class
+        """
+        if self.method == "DELETE":
+            return "free"
+        lists = not self.object_name and re.search(r"\b(prefix|delimiter|maxResults)=", self.query)
+        return "B" if self.method in ("GET", "HEAD") and not lists else "A"
+
 
 @dataclass(frozen=True)
 class GcsProxy:
@@ -179,6 +190,8 @@ class _Proxy:
         exchange = _Exchange(request, first)
         try:
             return await self._answer(request, exchange, self._take_fault(request.method, name))
+        except aiohttp.ClientConnectionResetError:  # the client has given up
+            return web.Response(status=499)
         finally:
             self._log.append(
                 ProxiedRequest(

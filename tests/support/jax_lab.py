@@ -35,8 +35,9 @@ class JaxLab:
         """Execute a start in the lab and return what it left in `result`, as JSON gives it.
 
         `values` are names for the code; paths arrive as strings. It also finds `jax`, `jnp`,
-        `cache` (`hotstart.cache`), `call(program)`, the programs `step` and `other`, and
-        `warned`, a list of warnings. Raises AssertionError with the lab's traceback.
+        `cache` (`hotstart.cache`), `call(program)`, the programs `step` and `other`, `warned`, a
+        list of warnings, and `again()`, which leaves nothing of the start so far. Raises
+        AssertionError with the lab's traceback.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         request = json.dumps({"code": code, "values": values}, default=str)
@@ -130,8 +131,7 @@ def _main() -> None:
             "warned": list(warned),
         }
 
-    for line in sys.stdin:
-        request = json.loads(line)
+    def again() -> None:
         cache.disable()
         jax.config.update("jax_compilation_cache_dir", None)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", min_compile_time_s)
@@ -139,9 +139,13 @@ def _main() -> None:
         jax.clear_caches()
         counter.clear()
         warned.clear()
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        again()
         names = {
             **{"jax": jax, "jnp": jnp, "cache": cache, "warned": warned, "counter": counter},
-            **{"step": step, "other": other, "call": call},
+            **{"step": step, "other": other, "call": call, "again": again},
             **request["values"],
         }
         answer: dict[str, Any] = {"result": None, "error": None}

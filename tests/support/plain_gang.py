@@ -39,8 +39,8 @@ class Ended:
 class PlainGang:
     """`count` processes of one script; kills and reaps what is left when its block ends.
 
-    `environment` is laid over this process's own; None removes a variable. One process alone
-    gets no `--distributed`.
+    `environment` is laid over this process's own; None removes a variable. `environment_of` has
+    what only the process of an index gets. One process alone gets no `--distributed`.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class PlainGang:
         *,
         count: int,
         environment: Mapping[str, str | None] | None = None,
+        environment_of: Callable[[int], Mapping[str, str]] = lambda index: {},
         python: str = sys.executable,
         folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -59,6 +60,7 @@ class PlainGang:
         overlay = {"PYTHONUNBUFFERED": "1", **(environment or {})}
         merged = {**os.environ, **overlay}
         self._environment = {name: value for name, value in merged.items() if value is not None}
+        self._environment_of = environment_of
         self._folder = folder
         self._clock = clock
         self._processes: list[_Process] = []
@@ -69,8 +71,9 @@ class PlainGang:
             for index in range(self._count):
                 joining = ["--distributed", f"{coordinator},{self._count},{index}"]
                 command = self._command + (joining if self._count > 1 else [])
+                environment = {**self._environment, **self._environment_of(index)}
                 self._processes.append(
-                    _Process(index, command, self._environment, self._folder, self._clock)
+                    _Process(index, command, environment, self._folder, self._clock)
                 )
         except BaseException:
             self.kill()

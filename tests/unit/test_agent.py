@@ -10,8 +10,9 @@ import pytest
 
 from hotstart.cache import store as store_module
 from hotstart.cache.errors import DeadlineExceeded
-from hotstart.launcher import workers as workers_module
-from hotstart.launcher.agent import Agent, EventQueue
+from hotstart.launcher import child as child_module
+from hotstart.launcher.agent import Agent
+from hotstart.launcher.event_queue import EventQueue
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.workers import LEFT_OUT, Output
@@ -113,7 +114,7 @@ def test_event_queue_of_an_attempt_that_ends_leaves_out_what_finds_no_room() -> 
 def test_agent_second_spawn_fails_the_first_worker_is_ended(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    popen, pids = workers_module.subprocess.Popen, []
+    popen, pids = child_module.subprocess.Popen, []
 
     def one_only(*args: object, **options: object) -> object:
         if pids:
@@ -122,7 +123,7 @@ def test_agent_second_spawn_fails_the_first_worker_is_ended(
         pids.append(process.pid)
         return process
 
-    monkeypatch.setattr(workers_module.subprocess, "Popen", one_only)
+    monkeypatch.setattr(child_module.subprocess, "Popen", one_only)
     with pytest.raises(OSError, match="no more processes"):
         agent.start(plan(sleeper(tmp_path), str(tmp_path)), (0, 1), 0.0)
     assert is_running(pids[0])

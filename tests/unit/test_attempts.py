@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from hotstart.cache.config import CacheConfig
+from hotstart.launcher.ahead import Answers
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
 from hotstart.launcher.errors import ExitCode, HostFailed
 from hotstart.launcher.outcome import (
@@ -53,6 +55,7 @@ class Script:
     lost: Sequence[AgentLost] = ()
     lost_when_stopped: Sequence[AgentLost] = ()
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+    asked: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class FakeGang:
@@ -65,6 +68,19 @@ class FakeGang:
         self._name = name
         self._attempt = 0
         self._pending: list[list[tuple[int, Event]]] = []
+
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None:
+        raise AssertionError("only `Ahead` calls this")
+
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
+        raise AssertionError("only `Ahead` calls this")
+
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
+        raise AssertionError("only `Ahead` calls this")
+
+    def asked(self) -> Answers:
+        asked = self._scripts[self._attempt].asked
+        return lambda: asked
 
     def fresh_coordinator(self) -> str | None:
         return None if self.lost else "host:1234"
@@ -122,6 +138,28 @@ class Told:
         self.ended.append((attempt, outcome, decision))
 
 
+class FakeAhead:
+    """Keeps what the loop has it send and learn."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        self._calls = calls
+        self.learned: list[tuple[int, dict[int, Any], bool, bool]] = []
+        self.too_late: list[int] = []
+
+    def send(self, attempt: int, gang: FakeGang) -> None:
+        self._calls.append((gang._name, "ahead", attempt))
+
+    def learn(
+        self, attempt: int, gang: FakeGang, answers: Answers, *, stepped: bool, done: bool
+    ) -> None:
+        if (gang._name, "close") in self._calls:
+            self.too_late.append(attempt)
+        self.learned.append((attempt, dict(answers()), stepped, done))
+
+    def close(self) -> None:
+        self._calls.append("ahead closed")
+
+
 class Bench:
     """A loop with everything around it; `run` goes through the scripts of attempts 1, 2, ..."""
 
@@ -129,6 +167,7 @@ class Bench:
         self.scripts = dict(enumerate(scripts, start=first))
         self.calls: list[Any] = []
         self.told = Told()
+        self.ahead: FakeAhead | None = None
         self.clock = FakeClock()
         self.placed = 0
         self.is_interrupted: Callable[[], bool] = lambda: False
@@ -145,6 +184,7 @@ class Bench:
             plan,
             self.told,
             lambda: self.is_interrupted(),
+            ahead=self.ahead,  # type: ignore[arg-type]
             clock=self.clock,
             sleep=self.clock.sleep,
             rng=random.Random(7),
@@ -395,3 +435,34 @@ def test_loop_closes_the_gang_when_something_breaks() -> None:
     with pytest.raises(Exception, match="attempt 1 of run run"):
         bench.run()
     assert bench.calls == [("gang 1", "close")]
+
+
+def test_loop_sends_ahead_before_each_start_and_learns_at_first_step_and_end() -> None:
+    stepped = Script([[FirstStep(0), FirstStep(1)], [ended(1, None, 9)]], asked={0: [{"key": "a"}]})
+    bench = Bench(stepped, Script(DONE.batches, asked={0: [{"key": "b"}]}))
+    bench.ahead = FakeAhead(bench.calls)
+    assert bench.run().exit_code == ExitCode.DONE
+    assert [call for call in bench.calls if call[1] not in ("stop", "finish")] == [
+        ("gang 1", "ahead", 1),
+        ("gang 1", "start", 1),
+        ("gang 1", "ahead", 2),
+        ("gang 1", "start", 2),
+        "ahead closed",
+        ("gang 1", "close"),
+    ]
+    assert bench.ahead.learned == [
+        (1, {0: [{"key": "a"}]}, True, False),
+        (1, {0: [{"key": "a"}]}, True, False),
+        (2, {0: [{"key": "b"}]}, False, True),
+    ]
+    assert bench.ahead.too_late == []
+
+
+def test_loop_lost_agent_sends_ahead_to_the_gang_that_follows() -> None:
+    bench = Bench(Script([[]], lost=[lost_agent(node_alive=True)]), DONE)
+    bench.ahead = FakeAhead(bench.calls)
+    bench.run()
+    assert [call for call in bench.calls if call[1] == "ahead"] == [
+        ("gang 1", "ahead", 1),
+        ("gang 2", "ahead", 2),
+    ]

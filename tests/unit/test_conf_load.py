@@ -256,6 +256,30 @@ def test_job_to_yaml_round_trip_gives_an_equal_job(folder: Path) -> None:
     assert job_from_yaml(job_to_yaml(config)) == config
 
 
+def test_job_from_yaml_of_an_older_job_takes_the_defaults_of_keys_it_lacks(folder: Path) -> None:
+    config = load("").config
+    newer = ("compile", "read_ahead", "load_ahead", "standby")
+    lines = job_to_yaml(config).splitlines(keepends=True)
+    older = "".join(line for line in lines if line.strip().partition(":")[0] not in newer)
+    assert len(older.splitlines()) == len(lines) - len(newer)
+    assert job_from_yaml(older) == config
+
+
+@pytest.mark.parametrize(("platform", "load_ahead"), [("cpu", True), ("gpu", False), ("tpu", True)])
+def test_load_job_load_ahead_is_off_on_gpu_unless_asked_for(
+    folder: Path, platform: str, load_ahead: bool
+) -> None:
+    job = load(f"platform: {platform}\n")
+    assert (job.config.cache.read_ahead, job.config.cache.load_ahead) == (True, load_ahead)
+    assert load(f"platform: {platform}\n", "cache.load_ahead=true").config.cache.load_ahead
+
+
+def test_load_job_compile_every_and_no_standby_are_taken(folder: Path) -> None:
+    job = load("cache: {compile: every, read_ahead: no}\nrestarts: {standby: off}\n")
+    cache, restarts = job.config.cache, job.config.restarts
+    assert (cache.compile, cache.read_ahead, restarts.standby) == ("every", False, False)
+
+
 def test_loaded_job_is_frozen(folder: Path) -> None:
     job = load("")
     with pytest.raises(dataclasses.FrozenInstanceError):

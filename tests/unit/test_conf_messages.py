@@ -16,7 +16,8 @@ TOP = (
     "platform, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
 )
 CACHE = (
-    "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s"
+    "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
+    "compile, read_ahead, load_ahead"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 SIZE_RULE = "expected a size like 50GiB, 500MB or a number of bytes"
@@ -126,6 +127,14 @@ BELOW_SCRIPT = {
         "cache: {mode: readonly}",
         "2: cache.mode: unknown value 'readonly'; did you mean read-only? "
         "Valid values: read-write, read-only, off",
+    ),
+    "cache_compile": (
+        "cache: {compile: onec}",
+        "2: cache.compile: unknown value 'onec'; did you mean once? Valid values: once, every",
+    ),
+    "standby": (
+        "restarts: {standby: 2}",
+        "2: restarts.standby: expected true or false, got '2'",
     ),
     "placement": (
         "placement: 7",

@@ -17,7 +17,8 @@ TOP = (
     "platform, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
 )
 CACHE = (
-    "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s"
+    "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
+    "compile, read_ahead, load_ahead"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 

@@ -8,9 +8,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hotstart.cache.keys import cpu_accelerator_digest, identity_from, processor_identity
+from hotstart.cache.keys import (
+    compile_once_flags,
+    cpu_accelerator_digest,
+    identity_from,
+    local_ranks,
+    process_independent_options,
+    processor_identity,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -129,3 +137,107 @@ def test_identity_of_an_arm_processor_holds_its_part_and_features():
     cpuinfo = "processor: 0\nFeatures: fp asimd sve\nCPU part: 0xd40\n"
 
     assert identity_from("aarch64", cpuinfo) == b"aarch64\nasimd fp sve\nCPU part: 0xd40"
+
+
+def cpus(*ids: int, platform: str = "cpu") -> list[FakeDevice]:
+    return [FakeDevice(i // 2048, id=i, platform=platform) for i in ids]
+
+
+@pytest.mark.parametrize(
+    ("program", "local", "ranks"),
+    [
+        pytest.param(cpus(0), cpus(0, 1), [0], id="first of two"),
+        pytest.param(cpus(2049), cpus(2048, 2049), [1], id="second of two"),
+        pytest.param(cpus(2048, 2049), cpus(2048, 2049), [0, 1], id="in order"),
+        pytest.param(cpus(2049, 2048), cpus(2048, 2049), [1, 0], id="reversed"),
+        pytest.param(cpus(2049), cpus(2049, 2048), [1], id="rank goes by id"),
+        pytest.param(cpus(0, 2048), cpus(0, 1), None, id="a peer takes part"),
+        pytest.param(cpus(2048), cpus(0, 1), None, id="of a peer alone"),
+        pytest.param(cpus(0, platform="gpu"), cpus(0, platform="gpu"), None, id="gpu"),
+        pytest.param([], cpus(0), None, id="no device"),
+    ],
+)
+def test_local_ranks_are_those_among_the_own_cpus(program, local, ranks):
+    assert local_ranks(program, local) == ranks
+
+
+@dataclass(frozen=True)
+class FakeAssignment:
+    ids: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def create(cls, ids: np.ndarray) -> FakeAssignment:
+        return cls(tuple(map(tuple, ids.tolist())))
+
+    def replica_count(self) -> int:
+        return len(self.ids)
+
+    def computation_count(self) -> int:
+        return len(self.ids[0])
+
+    def serialize(self) -> bytes:
+        return repr(self.ids).encode()
+
+
+@dataclass
+class FakeOptions:
+    device_assignment: FakeAssignment | None
+
+
+@dataclass(frozen=True)
+class FakeBackend:
+    devices: list[FakeDevice]
+    platform: str = "cpu"
+
+    def local_devices(self) -> list[FakeDevice]:
+        return self.devices
+
+
+@pytest.mark.parametrize(
+    ("assignment", "ranks"),
+    [
+        pytest.param(((2049,),), ((1,),), id="one device"),
+        pytest.param(((2048, 2049),), ((0, 1),), id="partitions"),
+        pytest.param(((2049, 2048),), ((1, 0),), id="permuted partitions"),
+        pytest.param(((2048,), (2049,)), ((0,), (1,)), id="replicas"),
+    ],
+)
+def test_options_of_a_local_program_hold_ranks_and_the_given_ones_stay(assignment, ranks):
+    options = FakeOptions(FakeAssignment(assignment))
+    devices = cpus(*(i for row in assignment for i in row))
+
+    independent = process_independent_options(options, devices, FakeBackend(cpus(2048, 2049)))
+
+    assert independent == FakeOptions(FakeAssignment(ranks))
+    assert options == FakeOptions(FakeAssignment(assignment))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "devices", "platform"),
+    [
+        pytest.param(FakeAssignment(((0, 2048),)), cpus(0, 2048), "cpu", id="global"),
+        pytest.param(FakeAssignment(((2048,),)), cpus(2048), "gpu", id="gpu"),
+        pytest.param(None, cpus(2048), "cpu", id="no assignment"),
+        pytest.param(FakeAssignment(((2049,),)), cpus(2048), "cpu", id="of other devices"),
+        pytest.param(FakeAssignment(((2048,),)), cpus(2048, 2049), "cpu", id="of fewer devices"),
+    ],
+)
+def test_options_of_other_programs_come_back_as_they_are(assignment, devices, platform):
+    options = FakeOptions(assignment)
+    backend = FakeBackend(cpus(2048, 2049), platform)
+
+    assert process_independent_options(options, devices, backend) is options
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ("", "--xla_gpu_shard_autotuning=false"),
+        ("--a=1", "--a=1 --xla_gpu_shard_autotuning=false"),
+        ("--xla_gpu_shard_autotuning=true", "--xla_gpu_shard_autotuning=true"),
+        ("--a=1 --xla_gpu_shard_autotuning", "--a=1 --xla_gpu_shard_autotuning"),
+        ("--xla_gpu_shard_autotuning=false --a=1", "--xla_gpu_shard_autotuning=false --a=1"),
+    ],
+)  # fmt: skip
+def test_compile_once_flags_turn_sharded_autotuning_off_unless_it_is_set(given, flags):
+    assert compile_once_flags(given) == flags

@@ -10,7 +10,8 @@ from hotstart.launcher.facts import RunEnd, RunSummary
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Outcome
 from hotstart.launcher.ownership import take_ownership
-from hotstart.launcher.record import RunRecord, list_runs, new_run_name, resolve_run
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.runs import list_runs, new_run_name, open_run, resolve_run
 
 pytestmark = pytest.mark.unit
 
@@ -45,14 +46,14 @@ def test_record_create_with_an_impossible_name_is_refused(store, name):
 def test_record_open_gives_the_job_back(store):
     create(store)
 
-    assert RunRecord.open(store, "lm-1").job_yaml() == "name: lm\n"
+    assert open_run(store, "lm-1").job_yaml() == "name: lm\n"
 
 
 def test_record_open_of_an_unknown_name_names_the_nearest_and_the_place(store):
     create(store, "bytelm-20261124-163001-3f2a")
 
     with pytest.raises(RunNotFound) as raised:
-        RunRecord.open(store, "bytelm-20261124-163001-3f2b")
+        open_run(store, "bytelm-20261124-163001-3f2b")
 
     assert str(raised.value) == (
         "no run 'bytelm-20261124-163001-3f2b' in /runs; the nearest are "
@@ -101,7 +102,7 @@ def test_record_attempt_started_by_another_driver_is_refused(store):
     create(store).start_attempt(1, {})
 
     with pytest.raises(RunOwned, match="attempt 1 of run lm-1"):
-        RunRecord.open(store, "lm-1").start_attempt(1, {})
+        open_run(store, "lm-1").start_attempt(1, {})
 
 
 def test_record_garbage_and_foreign_objects_are_skipped_with_one_warning_each(store, caplog):

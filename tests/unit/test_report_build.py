@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.manifest import Manifest, ManifestEntry
 from hotstart.launcher.outcome import Outcome
 from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.record import RunRecord
@@ -66,6 +67,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
         "reason": "all 1 workers exited with code 0",
         "launched_at": "2026-11-24T16:30:01.250+00:00",
         "cache": CACHE,
+        "manifest": None,
         "attempts": [
             {
                 "attempt": 1,
@@ -126,6 +128,23 @@ def test_report_cache_is_the_latest_attempts(record):
     record.start_attempt(2, {"cache": {**CACHE, "mode": "off"}})
 
     assert build_report(record.read(ELSEWHERE))["cache"] == {**CACHE, "mode": "off"}
+
+
+def test_report_manifest_is_the_latest_that_an_attempt_left(record):
+    def manifest(*sizes: int) -> Manifest:
+        entries = (
+            ManifestEntry(f"jit_{i}", size, None, ((0, 0),), None, None, False)
+            for i, size in enumerate(sizes)
+        )
+        return Manifest(tuple(entries), "0.10.2", "0.10.2", "cpu", 1)
+
+    for n in (1, 2, 3):
+        record.start_attempt(n, {})
+    record.keep_manifest(1, manifest(100, 200, 300))
+    record.keep_manifest(2, manifest(10))
+    record.keep_manifest(2, manifest(10, 5))
+
+    assert build_report(record.read(ELSEWHERE))["manifest"] == {"keys": 2, "size_bytes": 15}
 
 
 def test_report_of_a_worker_with_strange_fields_fills_nulls_and_zeros(record):

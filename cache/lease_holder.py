@@ -1,0 +1,76 @@
+"""Which process made a lease's claim, so that its death can be told on the same host."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Which process made a claim. See proc_pid_stat(5) for `started`, in clock ticks since boot.
+
+    `where` names the boot and the pid namespace: pids of others can't be looked up. Without
+    `/proc` it is empty, and death is never certain.
+    """
+
+    holder: str = "another process"
+    id: str = ""
+    where: str = ""
+    pid: int = 0
+    started: int = 0
+
+    @classmethod
+    def of_this_process(cls, lease_id: str) -> Holder:
+        """The calling process; `lease_id` tells its leases apart."""
+        pid = os.getpid()
+        holder = f"{socket.gethostname()}/{pid}"
+        return cls(holder, lease_id, _where(), pid, _started(pid) or 0)
+
+    @classmethod
+    def read(cls, claim: bytes | None) -> Holder:
+        """Read a claim; what can't be read is another process."""
+        with contextlib.suppress(ValueError, TypeError):
+            found = cls(**json.loads(claim or b""))
+            if all(type(getattr(found, f.name)) is type(f.default) for f in fields(cls)):
+                return found
+        return cls()
+
+    def claim(self) -> bytes:
+        """The bytes that `read` reads."""
+        return json.dumps(asdict(self)).encode()
+
+    def is_certainly_dead(self) -> bool:
+        """Whether it was a process that could be seen from here, and is gone."""
+        # 0 and below would ask about process groups.
+        if not (self.where and self.started and 0 < self.pid < 2**31) or self.where != _where():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # another user's process
+        started = _started(self.pid)
+        return started is not None and started != self.started
+
+
+def _where() -> str:
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, -1 for a zombie, None where it can't be told."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return -1 if stat[0] in "ZX" else int(stat[19])

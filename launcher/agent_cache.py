@@ -1,0 +1,222 @@
+"""What an agent does for the caches of its workers, put together for the whole run.
+
+The agent of process 0 also serves the coordinator of the gang, where there are several hosts.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hotstart.cache.config import CacheConfig, node_dir_of
+from hotstart.cache.directory import DirectoryStore
+from hotstart.cache.errors import StoreError
+from hotstart.cache.leases import StoreLeases
+from hotstart.cache.store import open_store
+from hotstart.launcher.coordinator import Coordinator
+from hotstart.launcher.coordinator_link import CoordinatorLink
+from hotstart.launcher.host_cache import HostCache
+from hotstart.launcher.host_store import HostStore
+from hotstart.launcher.manifest import Manifest, ManifestError
+from hotstart.launcher.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+
+_OPEN_S = 30.0
+
+Peers = Callable[[int, str, bytes], bytes | None]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A host's place in its gang, and where the coordinator is; None where it has no other hosts.
+
+    `coordinator` is IP, port and token.
+    """
+
+    host: int
+    coordinator: tuple[str, int, str] | None = None
+
+
+class AgentCache:
+    """Safe among threads. Only `open`, `check` and `flush` block; the others wait for `open`."""
+
+    def __init__(self, ip: str) -> None:
+        self._ip = ip
+        self._opened = threading.Event()
+        self._lock = threading.Lock()
+        self._coordinator: Coordinator | None = None
+        self._link: CoordinatorLink | None = None
+        self._seat = Seat(0)
+        self._store: HostStore | None = None
+        self._upstream: Upstream | None = None
+        self._host: HostCache | None = None
+        self._asked: dict[int, list[dict[str, Any]]] = {}
+        self._manifest: Manifest | None = None
+        self._awaiting_plan: list[tuple[int, int, Callable[[dict[str, Any]], None]]] = []
+        self._senders: dict[int, Callable[[dict[str, Any]], None]] = {}
+
+    def serve(self) -> tuple[str, int, str]:
+        """Start the gang's coordinator here. Raises OSError."""
+        if self._coordinator is None:
+            self._coordinator = Coordinator(self._ip)
+        return (*self._coordinator.address, self._coordinator.token)
+
+    def open(self, config: CacheConfig | None, seat: Seat, peers: Peers) -> None:
+        """Take the seat; `config` None, or `compile: every`, is a cache without coordination."""
+        self._seat = seat
+        try:
+            if config is not None and config.compile == "once":
+                self._open(config, peers)
+        finally:
+            self._opened.set()
+
+    def begin(self, attempt: int, senders: Mapping[int, Callable[[dict[str, Any]], None]]) -> None:
+        """A new attempt and its workers, by process index."""
+        self._opened.wait(_OPEN_S)
+        with self._lock:
+            self._asked = {}
+            self._senders = dict(senders)
+            self._awaiting_plan.clear()
+        if self._host is not None:
+            self._connect()
+            self._host.begin(attempt, dict(senders))
+
+    def heard(self, worker: int, message: dict[str, Any]) -> None:
+        """A message of a worker that is about its cache."""
+        if "asked" in message:
+            with self._lock:
+                asked = self._asked.setdefault(worker, [])
+                asked.append({**message["asked"], "order": len(asked)})
+        elif message.get("ask") == "planned":
+            self._tell_plan(worker, int(message["request"]))
+        elif "ask" in message and self._host is not None:
+            self._host.ask(worker, message)
+
+    def gone(self, worker: int) -> None:
+        """A worker has ended."""
+        if self._host is not None:
+            self._host.gone(worker)
+
+    def read_ahead(self, attempt: int, manifest: bytes) -> None:
+        """Bring the manifest's entries to this host before attempt's workers ask for them."""
+        self._opened.wait(_OPEN_S)
+        try:
+            known = Manifest.from_json(manifest)
+        except ManifestError as error:
+            logger.warning("nothing is read ahead: %s", error)
+            return
+        with self._lock:
+            self._manifest = known
+            waiting, self._awaiting_plan = self._awaiting_plan, []
+        if self._host is not None:
+            self._connect()
+            self._host.read_ahead(attempt, [entry.key for entry in known.entries])
+        for worker, number, send in waiting:
+            send(self._plan_of(known, worker, number))
+
+    def asked(self) -> dict[int, list[dict[str, Any]]]:
+        """What JAX has asked for in this host's workers of the attempt, by process index."""
+        with self._lock:
+            return {worker: list(asked) for worker, asked in self._asked.items()}
+
+    def hand_out(self, key: str, digest: bytes) -> bytes | None:
+        """The bytes of an entry for another host."""
+        return None if self._store is None else self._store.hand_out(key, digest)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Block until what workers published is in the store; False at the timeout or a failure."""
+        return self._store is None or self._store.flush(timeout_s)
+
+    def stats(self) -> dict[str, int] | None:
+        """`HostStats` as a JSON object; None where workers use their caches on their own."""
+        return None if self._store is None else asdict(self._store.stats())
+
+    def close(self) -> None:
+        """End the coordinator's part and all threads; uploads that are not done stay marked."""
+        if self._host is not None:
+            self._host.close()
+        if self._link is not None:
+            self._link.close()
+        if self._coordinator is not None:
+            self._coordinator.close()
+
+    def _open(self, config: CacheConfig, peers: Peers) -> None:
+        node_dir = node_dir_of(config, has_agent=True)
+        near = DirectoryStore(node_dir or config.location, max_size_bytes=config.max_size_bytes)
+        far = None
+        if node_dir:
+            far = open_store(
+                config.location,
+                max_size_bytes=config.max_size_bytes,
+                deadline_s=config.deadline_s,
+                on_retry=self._count_retry,
+            )
+        self._store = HostStore(config, near, far)
+        leases = None
+        if config.mode == "read-write":
+            leases = StoreLeases(far or near, on_error=self._note_lease_error)
+        self._upstream = Upstream(self._store, self._seat.host, peers, leases)
+        self._host = HostCache(self._store, self._upstream)
+        self._connect()
+        threading.Thread(target=self._prepare, name="hotstart-prepare", daemon=True).start()
+
+    def _count_retry(self) -> None:
+        if self._store is not None:
+            self._store.count(retries=1)
+
+    def _note_lease_error(self, error: StoreError) -> None:
+        if self._store is not None:
+            store = self._store.far or self._store.near
+            self._store.trouble("lease", store, "leases", error)
+
+    def _prepare(self) -> None:
+        assert self._store is not None
+        if self._store.far is not None and self._store.far.url.startswith("gs://"):
+            from hotstart.cache.gcs_client import prepare
+
+            try:
+                prepare()
+            except Exception as error:  # the first request says what is wrong
+                logger.debug("%s", error)
+        self._store.resume_uploads()
+
+    def _connect(self) -> None:
+        """Join the coordinator, again where it was lost; without it this host goes on alone."""
+        seat = self._seat
+        if seat.coordinator is None or (self._link is not None and not self._link.lost):
+            return
+        assert self._upstream is not None
+        ip, port, token = seat.coordinator
+        try:
+            self._link = CoordinatorLink(
+                (ip, port), token, seat.host, self._upstream.answered, self._upstream.lost
+            )
+        except OSError as error:
+            logger.warning("no coordinator: %s; this host resolves on its own", error)
+            return
+        self._upstream.connect(self._link)
+
+    def _tell_plan(self, worker: int, number: int) -> None:
+        with self._lock:
+            known, send = self._manifest, self._senders.get(worker)
+            if known is None and send is not None:
+                self._awaiting_plan.append((worker, number, send))
+        if known is not None and send is not None:
+            send(self._plan_of(known, worker, number))
+
+    def _plan_of(self, manifest: Manifest, worker: int, number: int) -> dict[str, Any]:
+        planned = [
+            {
+                "key": entry.key,
+                "options": base64.b64encode(entry.options or b"").decode(),
+                "devices": entry.devices,
+            }
+            for entry in manifest.entries
+            if entry.load_ahead and entry.asked_by(worker)
+        ]
+        return {"request": number, "planned": planned}

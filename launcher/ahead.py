@@ -1,0 +1,186 @@
+"""What the driver knows of the programs that the next attempt will ask for.
+
+It is learned from the workers, kept in the run's record and in the cache's location, and handed
+to the agents as soon as an attempt is decided:
+
+    gang.asked() -> merge -> choose -> memory, record, cache's location
+                                         |
+    next attempt, of this run or of another of the same job -> gang.read_ahead
+
+None of it is on the way of an attempt: sending has threads of its own, learning is done on the
+record's. What goes wrong costs a slower start, and a warning at most.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.errors import StoreError
+from hotstart.launcher.asked import Versions, choose, merge
+from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
+from hotstart.launcher.record import RunRecord
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_S = 2.0
+
+Answers = Callable[[], Mapping[int, Sequence[Mapping[str, Any]]]]
+
+
+class Gang(Protocol):
+    """What is needed of `gang.Gang`; all calls are safe beside the loop's."""
+
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class AheadSettings:
+    """What is needed of the job; `read_ahead` False learns all the same, but sends nothing."""
+
+    fingerprint: str
+    cache: CacheConfig
+    platform: str
+    process_count: int
+    read_ahead: bool = True
+
+
+def installed_versions(platform: str) -> Versions:
+    """Those of this environment, which the workers are taken to share; imports neither."""
+    jax, jaxlib = (importlib.metadata.version(name) for name in ("jax", "jaxlib"))
+    return Versions(jax, jaxlib, platform)
+
+
+class Ahead:
+    """One run's knowledge. `send` does not block; `learn` does."""
+
+    def __init__(
+        self, settings: AheadSettings, record: RunRecord, versions: Versions, *, is_new: bool
+    ) -> None:
+        """`is_new`: the run has no attempt yet, so its record is not asked."""
+        self._settings = settings
+        self._record = record
+        self._versions = versions
+        self._lock = threading.Lock()
+        self._known: Manifest | None = None
+        self._recorded: Manifest | None = None
+        self._kept_keys: frozenset[str] | None = None  # in the cache's location
+        self._attempt = 0
+        self._ask_record = not is_new
+        self._ask_location = True
+        self._threads: list[threading.Thread] = []
+
+    def recall(self) -> None:
+        """Begin to read the run's record; returns at once."""
+        if self._settings.read_ahead:
+            self._begin(self._look_into_record)
+
+    def send(self, attempt: int, gang: Gang) -> None:
+        """Have what is known read ahead for an attempt.
+
+        Where it has to be looked for first, once it is there, unless another attempt is on by then.
+        """
+        self._attempt = attempt
+        if self._settings.read_ahead:
+            self._begin(lambda: self._look_and_send(attempt, gang))
+
+    def learn(
+        self, attempt: int, gang: Gang, answers: Answers, *, stepped: bool, done: bool
+    ) -> None:
+        """Take in what an attempt has asked for so far; see `choose`. Blocks on agents and stores.
+
+        Raises nothing.
+        """
+        try:
+            self._learn(attempt, gang, answers(), stepped=stepped, done=done)
+        except StoreError as error:
+            logger.warning("what attempt %d asked for is not recorded: %s", attempt, error)
+        except Exception:
+            logger.warning("what attempt %d asked for is not known", attempt, exc_info=True)
+
+    def close(self) -> None:
+        """Wait for what is on its way, for at most 2 s; before Ray is let go."""
+        for thread in self._threads:
+            thread.join(_CLOSE_S)
+
+    def _learn(
+        self,
+        attempt: int,
+        gang: Gang,
+        asked: Mapping[int, Sequence[Mapping[str, Any]]],
+        *,
+        stepped: bool,
+        done: bool,
+    ) -> None:
+        settings = self._settings
+        new = merge(asked, self._versions, settings.process_count)
+        if not new.entries:
+            return
+        with self._lock:
+            known = choose(self._known, new, stepped=stepped, done=done)
+            self._known = known
+        manifest_json = known.to_json()
+        if len(manifest_json) > MAX_BYTES:
+            logger.warning("a manifest of %d bytes is too large to be kept", len(manifest_json))
+            return
+        if known != self._recorded:
+            self._record.keep_manifest(attempt, known)
+            self._recorded = known
+        writable = settings.cache.mode == "read-write"
+        if writable and (stepped or done) and known.keys != self._kept_keys:
+            gang.save_manifest(settings.cache, settings.fingerprint, manifest_json)
+            self._kept_keys = known.keys
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=_quietly, args=(work,), name="hotstart-ahead", daemon=True)
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+        thread.start()
+
+    def _look_and_send(self, attempt: int, gang: Gang) -> None:
+        self._look_into_record()
+        self._look_into_location(gang)
+        known = self._known
+        if known is not None and attempt == self._attempt:
+            gang.read_ahead(attempt, known.to_json())
+
+    def _look_into_record(self) -> None:
+        with self._lock:
+            if not self._ask_record:
+                return
+            self._ask_record = False
+            found = self._record.manifest()
+            self._recorded = found
+            if found is not None and self._versions.fit(found) and self._known is None:
+                self._known = found
+
+    def _look_into_location(self, gang: Gang) -> None:
+        if self._known is not None or not self._ask_location:
+            return
+        self._ask_location = False
+        data = gang.latest_manifest(self._settings.cache, self._settings.fingerprint)
+        if data is None:
+            return
+        try:
+            found = Manifest.from_json(data)
+        except ManifestError as error:
+            logger.warning("nothing is read ahead for this job: %s", error)
+            return
+        if not self._versions.fit(found):
+            return
+        with self._lock:
+            self._kept_keys = self._kept_keys or found.keys
+            self._known = self._known or found
+
+
+def _quietly(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:
+        logger.warning("nothing is read ahead: %s", error)

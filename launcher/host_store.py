@@ -1,0 +1,209 @@
+"""The entries of one host, as its agent handles them: node directory, store, counters.
+
+Workers read and write the node directory themselves. The agent does what only one process of a
+host should do: it reads from the store, hands entries to other hosts, and brings what workers
+have left in the node directory to the store (`host_uploads.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.directory import DirectoryStore
+from hotstart.cache.entry import HEAD_BYTES, Entry, decode, entry_digest, entry_name
+from hotstart.cache.errors import EntryError, StoreError, TransientError
+from hotstart.cache.store import Store
+from hotstart.launcher.host_uploads import HostUploads
+
+logger = logging.getLogger(__name__)
+
+_OUTAGE_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True)
+class HostStats:
+    """What a host's agent has done for its workers' cache since it started.
+
+    reads, read_bytes: entries read from the store. from_peers, from_peers_bytes: entries that
+    other hosts handed over. uploads, written_bytes: entries created in the store. errors: what
+    did not verify or failed for good. retries: store requests that were sent again.
+    """
+
+    reads: int = 0
+    read_bytes: int = 0
+    from_peers: int = 0
+    from_peers_bytes: int = 0
+    uploads: int = 0
+    written_bytes: int = 0
+    errors: int = 0
+    retries: int = 0
+
+
+class HostStore:
+    """Node directory and store of one host. Safe among threads; all calls but `upload` block."""
+
+    def __init__(
+        self,
+        config: CacheConfig,
+        near: DirectoryStore,
+        far: Store | None,
+        *,
+        threads: int = 4,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`near` is the directory that the workers share; `far` the store behind it.
+
+        None where the location itself is that directory: then nothing is uploaded.
+        """
+        self.near = near
+        self.far = far
+        self.strict = config.strict
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stats = HostStats()
+        self._outage_until = float("-inf")
+        self._outage: StoreError | None = None
+        self._bad: set[str] = set()
+        self._warned = False
+        self._uploads: HostUploads | None = None
+        if far is not None and config.mode == "read-write":
+            self._uploads = HostUploads(near, far, self._note_upload, self.trouble, threads=threads)
+
+    def digest_here(self, key: str) -> bytes | None:
+        """The digest that the entry in the node directory carries, unverified."""
+        try:
+            head = self.near.read_head(entry_name(key), HEAD_BYTES)
+            return None if head is None else entry_digest(head)
+        except (StoreError, EntryError):
+            return None
+
+    def verifies(self, key: str) -> bool:
+        """Whether the entry in the node directory is what it should be; reads all of it."""
+        try:
+            data = self.near.get(entry_name(key))
+            return data is not None and bool(decode(key, data).digest)
+        except (StoreError, EntryError):
+            return False
+
+    def read_far(self, key: str) -> tuple[Entry, bytes] | None:
+        """The verified entry of the store and its bytes; None where it has none that verifies.
+
+        Raises `StoreError` where the store can't be read; it is then left alone for a minute,
+        and each call raises at once.
+        """
+        if self.far is None:
+            return None
+        with self._lock:
+            outage = self._outage if self._clock() < self._outage_until else None
+        if outage is not None:
+            self.count(errors=1)
+            raise outage.with_traceback(None)
+        name = entry_name(key)
+        try:
+            data = self.far.get(name)
+        except StoreError as error:
+            if isinstance(error, TransientError):
+                with self._lock:
+                    self._outage, self._outage_until = error, self._clock() + _OUTAGE_PAUSE_S
+            self.trouble("read", self.far, name, error)
+            raise
+        if data is None:
+            return None
+        self.count(reads=1, read_bytes=len(data))
+        try:
+            return decode(key, data), data
+        except EntryError as error:
+            self.count(errors=1)
+            logger.warning("%s in %s: %s; it will be replaced", name, self.far.url, error)
+            with self._lock:
+                self._bad.add(key)
+            return None
+
+    def keep(self, key: str, data: bytes) -> bool:
+        """Put a verified entry into the node directory in place of any other; False if it can't."""
+        name = entry_name(key)
+        try:
+            for _ in range(3):  # another process may write in between
+                if self.near.create(name, data) or self.near.get(name) == data:
+                    return True
+                self.discard(key)
+        except StoreError as error:
+            self.trouble("write", self.near, name, error)
+        return False
+
+    def discard(self, key: str) -> None:
+        """Take what is there of this key out of the node directory."""
+        name = entry_name(key)
+        with contextlib.suppress(StoreError):
+            found = self.near.stat(name)
+            if found is not None:
+                self.near.delete(name, found.generation)
+
+    def hand_out(self, key: str, digest: bytes) -> bytes | None:
+        """The bytes of an entry for another host, or None where it is not here any more."""
+        try:
+            data = self.near.get(entry_name(key))
+            return data if data is not None and entry_digest(data) == digest else None
+        except (StoreError, EntryError):
+            return None
+
+    def upload(
+        self,
+        key: str,
+        then: Callable[[bool], None] = lambda in_store: None,
+        replaces: bytes | None = None,
+    ) -> None:
+        """Bring an entry from the node directory to the store; `then` is told how it went.
+
+        `replaces` is the digest of a stored entry that workers could not load. Blocks for no
+        more than a mark in the node directory.
+        """
+        if self._uploads is None:
+            then(self.far is None)
+            return
+        with self._lock:
+            repair = replaces is not None or key in self._bad
+            self._bad.discard(key)
+        self._uploads.upload(key, then, repair=repair, replaces=replaces)
+
+    def resume_uploads(self) -> None:
+        """Upload what an agent before this one has left marked."""
+        if self._uploads is not None:
+            self._uploads.resume()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Block until all uploads are done; False at the timeout, or where any has failed."""
+        return self._uploads is None or self._uploads.flush(timeout_s)
+
+    def stats(self) -> HostStats:
+        """The counters now."""
+        with self._lock:
+            return self._stats
+
+    def count(self, **amounts: int) -> None:
+        """Add to counters by name."""
+        with self._lock:
+            new = {name: getattr(self._stats, name) + n for name, n in amounts.items()}
+            self._stats = replace(self._stats, **new)
+
+    def trouble(self, verb: str, store: Store, name: str, error: Exception) -> None:
+        """Count a failed operation; the first one is a warning."""
+        self.count(errors=1)
+        with self._lock:
+            first, self._warned = not self._warned, True
+        level = logging.WARNING if first else logging.DEBUG
+        logger.log(level, "cannot %s %s in %s, going on without: %s", verb, name, store.url, error)
+
+    def close(self) -> None:
+        """Give up what is not uploaded yet; its marks stay. Does not block."""
+        if self._uploads is not None:
+            self._uploads.close()
+
+    def _note_upload(self, size_bytes: int) -> None:
+        self.count(uploads=1, written_bytes=size_bytes)

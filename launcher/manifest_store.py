@@ -1,0 +1,90 @@
+"""Manifests in the cache's location, by the fingerprint of the job that they are of.
+
+    manifests/v1/<fingerprint>/<sha256 of the manifest>
+
+Create-only as all that is stored; of several the one that the store made last counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+
+from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing
+from hotstart.cache.store import ObjectStat, Store
+from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
+
+logger = logging.getLogger(__name__)
+
+KEPT = 3
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class ManifestStore:
+    """Both calls block on the store; trouble with it is a warning, and costs a slower start."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def save(self, fingerprint: str, manifest: Manifest) -> None:
+        """Make this manifest the latest of its fingerprint and remove all but the latest three.
+
+        One request where it is that already, else two, and one more for each that is removed.
+        """
+        data = manifest.to_json()
+        if len(data) > MAX_BYTES:
+            logger.warning("a manifest of %d bytes is too large to be kept", len(data))
+            return
+        name = f"{_folder(fingerprint)}{hashlib.sha256(data).hexdigest()}"
+        try:
+            there = self._newest_first(fingerprint)
+            if there and there[0].name == name:
+                return
+            same = [stat for stat in there if stat.name == name]
+            others = [stat for stat in there if stat.name != name]
+            self._remove(same)
+            self._store.create(name, data)
+            self._remove(others[KEPT - 1 :])
+        except StoreError as error:
+            logger.warning("what this job asked for is not kept for its next launch: %s", error)
+
+    def latest(self, fingerprint: str) -> Manifest | None:
+        """The latest sound manifest of a fingerprint, or None. Two requests, one if there is none.
+
+        One more for each that turns out to be damaged.
+        """
+        try:
+            for stat in self._newest_first(fingerprint):
+                data = self._store.get(stat.name) if stat.size_bytes <= MAX_BYTES else b""
+                if data is None:
+                    continue
+                try:
+                    return Manifest.from_json(data)
+                except ManifestError as error:
+                    logger.warning("%s/%s: %s; it is skipped", self._store.url, stat.name, error)
+        except StoreMissing:
+            return None
+        except StoreError as error:
+            logger.warning("nothing is read ahead for this job: %s", error)
+        return None
+
+    def _newest_first(self, fingerprint: str) -> list[ObjectStat]:
+        folder = _folder(fingerprint)
+        stats = [
+            stat
+            for stat in self._store.list(folder)
+            if _DIGEST.fullmatch(stat.name.removeprefix(folder))
+        ]
+        return sorted(stats, key=lambda stat: (stat.modified_s, stat.name), reverse=True)
+
+    def _remove(self, stats: list[ObjectStat]) -> None:
+        for stat in stats:
+            try:
+                self._store.delete(stat.name, stat.generation)
+            except AccessDenied as error:  # a role that may create and no more: they pile up
+                logger.info("an old manifest stays: %s", error)
+
+
+def _folder(fingerprint: str) -> str:
+    return f"manifests/v1/{fingerprint}/"

@@ -1,0 +1,165 @@
+"""The agent as a Ray actor: what it needs of Ray, and what it does at stores for the driver.
+
+A driver that never imports gcsfs starts the job half a second sooner.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.store import Store, open_store
+from hotstart.launcher.agent import Agent, HostInfo
+from hotstart.launcher.agent_cache import Seat
+from hotstart.launcher.manifest import Manifest
+from hotstart.launcher.manifest_store import ManifestStore
+from hotstart.launcher.placement import HostShare
+from hotstart.launcher.store_check import check_store
+
+_DEADLINE_S = 10.0
+# One waits for events, one may look for a manifest; the others are there for what is urgent.
+_CALLS_AT_ONCE = 8
+_FETCH_S = 60.0
+_HANDED_OUT_BYTES = 128 << 20
+
+
+class RayAgent(Agent):
+    """An `Agent` that knows its node."""
+
+    def __init__(self) -> None:
+        import ray
+
+        super().__init__(ray.util.get_node_ip_address())
+        self._handed_out = HandedOut()
+
+    def describe(self) -> tuple[HostInfo, str]:  # type: ignore[override]
+        """Where this agent lives, and Ray's id of the node."""
+        import ray
+
+        return super().describe(), ray.get_runtime_context().get_node_id()
+
+    def check_store(self, cache: CacheConfig, source: str) -> str | None:
+        """See `store_check`."""
+        return check_store(cache, source)
+
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
+        """The latest manifest of a job in the cache's location, as JSON."""
+        manifest = ManifestStore(_store(cache)).latest(fingerprint)
+        return None if manifest is None else manifest.to_json()
+
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
+        """Keep a job's manifest in the cache's location."""
+        ManifestStore(_store(cache)).save(fingerprint, Manifest.from_json(manifest_json))
+
+    def serve_coordinator(self) -> tuple[str, int, str]:
+        """IP, port and token of the gang's coordinator, which lives here from now on."""
+        return self.cache.serve()
+
+    def open_cache(self, cache: CacheConfig | None, seat: Seat, agents: Sequence[Any]) -> None:
+        """Take a seat among these agents, by host index."""
+        self.cache.open(cache, seat, Peers(agents))
+
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None:
+        """Bring a manifest's entries here before the workers of an attempt ask for them."""
+        self.cache.read_ahead(attempt, manifest_json)
+
+    def flush_cache(self, timeout_s: float) -> bool:
+        """Block until what this host's workers published is in the store; False if it is not."""
+        return self.cache.flush(timeout_s)
+
+    def asked(self) -> dict[int, list[dict[str, Any]]]:
+        """What JAX has asked for in this host's workers of the attempt, by process index."""
+        return self.cache.asked()
+
+    def hand_out(self, key: str, digest: bytes) -> list[Any]:
+        """A reference to an entry's bytes in Ray's object store, owned by this agent.
+
+        Empty where the entry is not here any more.
+        """
+        ref = self._handed_out.find(key, digest)
+        if ref is None:
+            data = self.cache.hand_out(key, digest)
+            ref = None if data is None else self._handed_out.add(key, digest, data)
+        return [] if ref is None else [ref]
+
+
+class Peers:
+    """Fetches entries from the other agents of a gang."""
+
+    def __init__(self, agents: Sequence[Any]) -> None:
+        self._agents = agents
+
+    def __call__(self, host: int, key: str, digest: bytes) -> bytes | None:
+        """The bytes of an entry that another host has, or None; raises what Ray raises.
+
+        Ray takes them from any node that has a copy by now. Blocks for at most a minute.
+        """
+        import ray
+
+        asked = self._agents[host].hand_out.remote(key, digest)
+        refs = ray.get(asked, timeout=_FETCH_S)
+        return ray.get(refs[0], timeout=_FETCH_S) if refs else None
+
+
+class HandedOut:
+    """References to entries that were just handed out: many hosts ask for the same one."""
+
+    def __init__(self, limit_bytes: int = _HANDED_OUT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._refs: OrderedDict[tuple[str, bytes], tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, key: str, digest: bytes) -> Any | None:
+        """The reference, if it is still held."""
+        with self._lock:
+            held = self._refs.get((key, digest))
+            return None if held is None else held[0]
+
+    def add(self, key: str, digest: bytes, data: bytes) -> Any:
+        """Put the bytes into the object store; lets go of older ones beyond the limit."""
+        import ray
+
+        ref = ray.put(data)
+        with self._lock:
+            _, size_bytes = self._refs.pop((key, digest), (None, 0))
+            self._refs[key, digest] = ref, len(data)
+            self._bytes += len(data) - size_bytes
+            while self._bytes > self._limit_bytes and len(self._refs) > 1:
+                _, (_, size_bytes) = self._refs.popitem(last=False)
+                self._bytes -= size_bytes
+        return ref
+
+
+def _store(cache: CacheConfig) -> Store:
+    return open_store(cache.location, deadline_s=min(_DEADLINE_S, cache.deadline_s))
+
+
+def create_agent(share: HostShare, group: Any) -> Any:
+    """Ask Ray for the agent of one host, in its bundle of a placement group; does not block."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    bundle = dict(share.bundle)
+    options = ray.remote(RayAgent).options(
+        num_cpus=bundle.pop("CPU", 0),
+        num_gpus=bundle.pop("GPU", 0),
+        memory=bundle.pop("memory", None),
+        resources=bundle or None,
+        max_concurrency=_CALLS_AT_ONCE,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=share.host_index
+        ),
+    )
+    return options.remote()
+
+
+def cause_of(error: BaseException) -> str:
+    """In one line, what lies under an error of Ray's, whose text has a whole traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return (f"{type(cause).__name__}: {cause}".splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

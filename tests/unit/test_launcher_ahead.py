@@ -1,0 +1,250 @@
+"""What the driver learns of an attempt's programs, where it keeps it, and whom it tells."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.errors import StoreError
+from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
+from hotstart.launcher.asked import Versions
+from hotstart.launcher.manifest import Manifest, ManifestEntry
+from hotstart.launcher.record import RunRecord
+
+pytestmark = pytest.mark.unit
+
+VERSIONS = Versions("0.10.2", "0.10.2", "cpu")
+JOB = "f" * 64
+
+
+def manifest(*keys: str, jaxlib: str = "0.10.2") -> Manifest:
+    entries = (ManifestEntry(key, 10, None, ((0, 0),), b"", (0,), True) for key in keys)
+    return Manifest(tuple(entries), "0.10.2", jaxlib, "cpu", 1)
+
+
+def asked(*keys: str) -> Any:
+    """What one worker's agent answers."""
+    requests = [
+        {
+            "key": key,
+            "size_bytes": 10,
+            "digest": None,
+            "options": base64.b64encode(b"").decode(),
+            "devices": [0],
+            "callbacks": False,
+            "order": order,
+        }
+        for order, key in enumerate(keys)
+    ]
+    return lambda: {0: requests}
+
+
+class FakeGang:
+    """Keeps what it is told; `stored` is the manifest in the cache's location."""
+
+    def __init__(self, stored: bytes | None = None) -> None:
+        self.stored = stored
+        self.sent: list[tuple[int, Manifest]] = []
+        self.saved: list[Manifest] = []
+        self.looked = 0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None:
+        self.sent.append((attempt, Manifest.from_json(manifest_json)))
+
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
+        assert (cache.location, fingerprint) == ("/cache", JOB)
+        assert self.may_answer.wait(10)
+        self.looked += 1
+        return self.stored
+
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
+        assert (cache.location, fingerprint) == ("/cache", JOB)
+        self.saved.append(Manifest.from_json(manifest_json))
+
+
+@pytest.fixture
+def record(store):
+    return RunRecord.create(store, "lm-1", "name: lm\n", {}, 5.0)
+
+
+def ahead_of(record, *, is_new: bool = True, mode: Any = "read-write", **fields: Any) -> Ahead:
+    settings = AheadSettings(JOB, CacheConfig("/cache", mode=mode), "cpu", 1, **fields)
+    return Ahead(settings, record, VERSIONS, is_new=is_new)
+
+
+def learn(ahead: Ahead, gang: FakeGang, *keys: str, attempt: int = 1, done: bool = False) -> None:
+    ahead.learn(attempt, gang, asked(*keys), stepped=True, done=done)
+
+
+def send(ahead: Ahead, gang: FakeGang, attempt: int = 1) -> list[tuple[int, Manifest]]:
+    """What a gang was sent for an attempt, all threads done."""
+    ahead.send(attempt, gang)
+    ahead.close()
+    return gang.sent
+
+
+def test_ahead_of_a_first_run_finds_nothing_and_sends_nothing(record) -> None:
+    gang = FakeGang()
+    assert send(ahead_of(record), gang) == []
+    assert gang.looked == 1
+
+
+def test_ahead_of_a_new_run_sends_what_an_earlier_run_of_the_job_left(record) -> None:
+    gang = FakeGang(manifest("a", "b").to_json())
+    ahead = ahead_of(record)
+    assert send(ahead, gang) == [(1, manifest("a", "b"))]
+    assert send(ahead, gang, 2) == [(1, manifest("a", "b")), (2, manifest("a", "b"))]
+    assert gang.looked == 1
+
+
+def test_ahead_send_does_not_wait_for_the_store(record) -> None:
+    gang = FakeGang(manifest("a").to_json())
+    gang.may_answer.clear()
+    ahead = ahead_of(record)
+    ahead.send(1, gang)
+    assert gang.sent == []
+    gang.may_answer.set()
+    ahead.close()
+    assert gang.sent == [(1, manifest("a"))]
+
+
+def test_ahead_found_too_late_for_its_attempt_is_sent_for_the_next_one_only(record) -> None:
+    gang = FakeGang(manifest("a").to_json())
+    gang.may_answer.clear()
+    ahead = ahead_of(record)
+    ahead.send(1, gang)
+    learn(ahead, gang, "b")
+    ahead.send(2, gang)
+    gang.may_answer.set()
+    ahead.close()
+    assert gang.sent == [(2, manifest("b"))]
+
+
+@pytest.mark.parametrize("stored", [b"{}", manifest("a", jaxlib="0.9").to_json()])
+def test_ahead_damaged_or_of_another_jax_sends_nothing(record, stored: bytes) -> None:
+    assert send(ahead_of(record), FakeGang(stored)) == []
+
+
+def test_ahead_of_a_reopened_run_sends_its_own_manifest_and_asks_no_other(record) -> None:
+    record.keep_manifest(2, manifest("mine"))
+    gang = FakeGang(manifest("other").to_json())
+    ahead = ahead_of(record, is_new=False)
+    ahead.recall()
+    assert send(ahead, gang, 3) == [(3, manifest("mine"))]
+    assert gang.looked == 0
+
+
+def test_ahead_of_a_reopened_run_without_a_manifest_asks_the_location(record) -> None:
+    gang = FakeGang(manifest("other").to_json())
+    ahead = ahead_of(record, is_new=False)
+    ahead.recall()
+    assert send(ahead, gang, 3) == [(3, manifest("other"))]
+
+
+def test_ahead_switched_off_learns_and_sends_nothing(record) -> None:
+    gang = FakeGang(manifest("a").to_json())
+    ahead = ahead_of(record, read_ahead=False)
+    ahead.recall()
+    learn(ahead, gang, "b")
+    assert send(ahead, gang) == []
+    assert (gang.looked, gang.saved, record.manifest()) == (0, [manifest("b")], manifest("b"))
+
+
+def test_ahead_learned_is_recorded_saved_and_sent_to_the_next_attempt(record) -> None:
+    gang = FakeGang()
+    ahead = ahead_of(record)
+    send(ahead, gang)
+    learn(ahead, gang, "a", "b")
+    assert record.manifest() == manifest("a", "b")
+    assert gang.saved == [manifest("a", "b")]
+    assert send(ahead, gang, 2) == [(2, manifest("a", "b"))]
+
+
+def test_ahead_that_grew_by_the_end_is_recorded_and_saved_again(record, store) -> None:
+    gang = FakeGang()
+    ahead = ahead_of(record)
+    learn(ahead, gang, "a")
+    learn(ahead, gang, "a", done=True)
+    assert (len(store.names("lm-1/attempts/")), gang.saved) == (1, [manifest("a")])
+    learn(ahead, gang, "a", "b", done=True)
+    assert gang.saved == [manifest("a"), manifest("a", "b")]
+    assert record.manifest() == manifest("a", "b")
+
+
+def test_ahead_warm_start_of_the_same_programs_saves_nothing_and_records_all(record) -> None:
+    gang = FakeGang(manifest("a", "b", "eval").to_json())
+    ahead = ahead_of(record)
+    send(ahead, gang)
+    learn(ahead, gang, "a", "b")
+    assert gang.saved == []
+    assert record.manifest() == manifest("a", "b", "eval")
+
+
+def test_ahead_read_only_records_and_does_not_save(record) -> None:
+    gang = FakeGang()
+    learn(ahead_of(record, mode="read-only"), gang, "a")
+    assert (gang.saved, record.manifest()) == ([], manifest("a"))
+
+
+def test_ahead_of_an_attempt_that_failed_early_is_recorded_and_not_saved(record) -> None:
+    gang = FakeGang()
+    ahead = ahead_of(record)
+    ahead.learn(1, gang, asked("a"), stepped=False, done=False)
+    assert (gang.saved, record.manifest()) == ([], manifest("a"))
+    assert send(ahead, gang, 2) == [(2, manifest("a"))]
+
+
+def test_ahead_nothing_asked_leaves_what_is_known(record) -> None:
+    gang = FakeGang()
+    ahead = ahead_of(record)
+    learn(ahead, gang, "a")
+    learn(ahead, gang, attempt=2, done=True)
+    assert send(ahead, gang, 3) == [(3, manifest("a"))]
+    assert record.manifest() == manifest("a")
+
+
+def test_ahead_record_that_cannot_be_written_is_a_warning_and_the_next_start_is_ready(
+    record, store, caplog
+) -> None:
+    gang = FakeGang()
+    ahead = ahead_of(record)
+    store.error = StoreError("the disk is full")
+    with caplog.at_level(logging.WARNING):
+        learn(ahead, gang, "a")
+    assert [r.getMessage() for r in caplog.records] == [
+        "what attempt 1 asked for is not recorded: the disk is full"
+    ]
+    assert send(ahead, gang, 2) == [(2, manifest("a"))]
+
+
+def test_ahead_record_that_cannot_be_read_is_a_warning(record, store, caplog) -> None:
+    store.error = StoreError("no network")
+    ahead = ahead_of(record, is_new=False)
+    with caplog.at_level(logging.WARNING):
+        ahead.recall()
+        ahead.close()
+    assert [r.getMessage() for r in caplog.records] == ["nothing is read ahead: no network"]
+
+
+def test_ahead_answers_that_never_come_are_a_warning(record, caplog) -> None:
+    def broken() -> Any:
+        raise RuntimeError("Ray is gone")
+
+    with caplog.at_level(logging.WARNING):
+        ahead_of(record).learn(1, FakeGang(), broken, stepped=True, done=True)
+    assert [r.getMessage() for r in caplog.records] == ["what attempt 1 asked for is not known"]
+
+
+def test_installed_versions_are_those_of_this_environment() -> None:
+    import jax
+    import jaxlib
+
+    expected = Versions(jax.__version__, jaxlib.__version__, "gpu")
+    assert installed_versions("gpu") == expected
