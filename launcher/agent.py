@@ -85,7 +85,8 @@ class Agent:
         ]
         environs = {plan.process_index: compose_environ(plan, os.environ) for plan in plans}
         self._standbys.begin(attempt, environs)
-        senders = {index: functools.partial(self._answer, index) for index in processes}
+        answer = functools.partial(self._answer, attempt.attempt)
+        senders = {index: functools.partial(answer, index) for index in processes}
         self.cache.begin(attempt.attempt, senders)
         for plan in plans:  # one by one: where the next fails, the others can be stopped
             self._workers.append(self._start(plan, environs[plan.process_index]))
@@ -159,17 +160,19 @@ class Agent:
         """What a worker has sent beside its reports, on the thread that reads its messages."""
         if "modules" in message:
             self._standbys.stepped(worker.plan.process_index, message["modules"])
-        else:
+        elif self._attempt is worker.plan.attempt:
             self._heard_of[worker.plan.process_index] = worker
             self.cache.heard(worker.plan.process_index, message)
 
-    def _answer(self, process_index: int, message: dict[str, Any]) -> None:
-        self._heard_of[process_index].send(message)
+    def _answer(self, attempt: int, process_index: int, message: dict[str, Any]) -> None:
+        worker = self._heard_of.get(process_index)
+        if worker is not None and worker.plan.attempt.attempt == attempt:  # not to its successor
+            worker.send(message)
 
     def _emit(self, attempt: int, event: Event) -> None:
         if isinstance(event, WorkerExit):
             self._standbys.attempt_is_over()
-            self.cache.gone(event.process_index)
+            self.cache.gone(event.process_index, attempt)
         self._queue.put(attempt, event)
 
     def _let_output_go(self) -> None:

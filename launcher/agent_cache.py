@@ -22,6 +22,7 @@ from hotstart.launcher.coordinator_link import CoordinatorLink
 from hotstart.launcher.host_cache import HostCache
 from hotstart.launcher.host_store import HostStore
 from hotstart.launcher.manifest import Manifest, ManifestError
+from hotstart.launcher.questions import own_way
 from hotstart.launcher.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class AgentCache:
         self._upstream: Upstream | None = None
         self._host: HostCache | None = None
         self._asked: dict[int, list[dict[str, Any]]] = {}
+        self._options: dict[str, str] = {}
+        self._told_stats: dict[str, int] = {}
         self._manifest: Manifest | None = None
         self._awaiting_plan: list[tuple[int, int, Callable[[dict[str, Any]], None]]] = []
         self._senders: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -89,18 +92,26 @@ class AgentCache:
     def heard(self, worker: int, message: dict[str, Any]) -> None:
         """A message of a worker that is about its cache."""
         if "asked" in message:
+            request = dict(message["asked"])
             with self._lock:
+                # One object for equal options, few of which differ: pickle sends it once.
+                options = str(request.get("options", ""))
+                request["options"] = self._options.setdefault(options, options)
                 asked = self._asked.setdefault(worker, [])
-                asked.append({**message["asked"], "order": len(asked)})
+                asked.append({**request, "order": len(asked)})
         elif message.get("ask") == "planned":
             self._tell_plan(worker, int(message["request"]))
         elif "ask" in message and self._host is not None:
             self._host.ask(worker, message)
+        elif "request" in message:  # the cache could not be opened here: nobody must wait for it
+            send = self._senders.get(worker)
+            if send is not None:
+                send(own_way(message))
 
-    def gone(self, worker: int) -> None:
-        """A worker has ended."""
+    def gone(self, worker: int, attempt: int) -> None:
+        """A worker of an attempt has ended."""
         if self._host is not None:
-            self._host.gone(worker)
+            self._host.gone(worker, attempt)
 
     def read_ahead(self, attempt: int, manifest: bytes) -> None:
         """Bring the manifest's entries to this host before attempt's workers ask for them."""
@@ -132,9 +143,14 @@ class AgentCache:
         """Block until what workers published is in the store; False at the timeout or a failure."""
         return self._store is None or self._store.flush(timeout_s)
 
-    def stats(self) -> dict[str, int] | None:
-        """`HostStats` as a JSON object; None where workers use their caches on their own."""
-        return None if self._store is None else asdict(self._store.stats())
+    def take_stats(self) -> dict[str, int] | None:
+        """`HostStats` since the last call; None where workers use their caches on their own."""
+        if self._store is None:
+            return None
+        now = asdict(self._store.stats())
+        with self._lock:
+            before, self._told_stats = self._told_stats, now
+        return {name: value - before.get(name, 0) for name, value in now.items()}
 
     def close(self) -> None:
         """End the coordinator's part and all threads; uploads that are not done stay marked."""

@@ -1,7 +1,6 @@
 """A worker's side of the resolution: it asks its agent over the channel, and waits.
 
-    {"request": 7, "ask": "resolve", "key": ..., "failed": [["node", DIGEST], ["store", null]]}
-    {"request": 7, "answer": "node", "digest": ..., "waited": false}
+The messages are drawn in `questions.py`.
 
 An answer may take as long as another worker compiles. It always comes, or the agent has died,
 and this process with it: the wait has no bound of its own.

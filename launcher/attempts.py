@@ -58,6 +58,8 @@ class Gang(Protocol):
     def asked(self) -> Answers: ...
     def finish(self) -> dict[int, dict[str, Any]]: ...
     def drained(self) -> bool: ...
+    def flush(self, timeout_s: float) -> bool: ...
+    def take_stats(self) -> list[dict[str, Any]]: ...
     def close(self) -> None: ...
 
 
@@ -77,6 +79,7 @@ class LoopSettings:
     budgets: Budgets
     backoff_s: float
     stop_s: float
+    flush_s: float = 60.0
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -156,7 +159,12 @@ class AttemptLoop:
                 failures_without_step=without_step,
                 rng=self._rng,
             )
-            writes.append(self._writer.submit(self._write_end, number, outcome, ended.reports))
+            if isinstance(decision, GiveUp):
+                self._flush(decision)
+            hosts = ended.gang.take_stats()
+            writes.append(
+                self._writer.submit(self._write_end, number, outcome, ended.reports, hosts)
+            )
             self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
             self._watcher.attempt_ended(number, outcome, decision)
             if isinstance(decision, GiveUp):
@@ -182,10 +190,10 @@ class AttemptLoop:
         self._watcher.attempt_started(number)
         try:
             gang.start(plan, decided_at)
+            return self._follow(gang, plan, decided_at)
         except LauncherError as error:
             self._write_end(number, Outcome("failed", str(error), None), {})
             raise
-        return self._follow(gang, plan, decided_at)
 
     def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
         """A gang whose agents all live, and its next coordinator; None if interrupted.
@@ -260,11 +268,16 @@ class AttemptLoop:
             self._learning = [learn]  # the writer has done all that was before it
 
     def _write_end(
-        self, number: int, outcome: Outcome, reports: Mapping[int, Mapping[str, Any]]
+        self,
+        number: int,
+        outcome: Outcome,
+        reports: Mapping[int, Mapping[str, Any]],
+        hosts: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         for index, report in sorted(reports.items()):
             self._record.worker_report(number, index, report)
-        self._record.end_attempt(number, outcome, {"ended_at_s": time.time()})
+        info = {"ended_at_s": time.time(), "hosts": list(hosts)}
+        self._record.end_attempt(number, outcome, info)
 
     def _pause(self, delay_s: float) -> None:
         until = self._clock() + delay_s
@@ -273,6 +286,17 @@ class AttemptLoop:
                 list(self._gang.events())  # notices lost agents, and blocks for at most 0.2 s
                 left = until - self._clock()
             self._sleep(max(0.0, min(left, _POLL_S)))
+
+    def _flush(self, decision: GiveUp) -> None:
+        """Wait for what workers published: agents upload it, and end with the gang."""
+        settings = self._settings
+        told = decision.exit_code == ExitCode.INTERRUPTED
+        timeout_s = min(settings.stop_s, settings.flush_s) if told else settings.flush_s
+        if self._gang is not None and not self._gang.flush(timeout_s):
+            logger.warning(
+                "not all that was compiled is in the cache's location; hosts that start again "
+                "upload the rest"
+            )
 
     def _drop_gang(self) -> None:
         if self._gang is not None:

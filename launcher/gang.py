@@ -16,7 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
+from hotstart.launcher.errors import CacheRequired, HostFailed, LauncherError, UsageError
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
@@ -43,6 +43,7 @@ class Gang(AheadCalls):
         self._ends: dict[int, int] = {}
         self._polls: dict[Any, int] = {}
         self._started_at = 0.0
+        self._check: tuple[Any, type[LauncherError]] | None = None
         self.lost: list[AgentLost] = []
 
     def start_agents(self, is_interrupted: Callable[[], bool]) -> bool:
@@ -102,18 +103,23 @@ class Gang(AheadCalls):
         )
         return len(answers) == len(self._agents) and all(answers.values())
 
-    def check_store(self, cache: CacheConfig, source: str) -> None:
-        """Raise where process 0's host can't write the cache's location, which `source` has set.
-
-        `UsageError`, in strict mode `CacheRequired`; see `store_check`. A lost agent says nothing.
-        """
+    def take_stats(self) -> list[dict[str, Any]]:
+        """What each host has done for its workers' caches since the last call."""
         answers = self._call_all(
-            "check the cache's location",
-            lambda i: (self._agents[i].check_store, (cache, source)),
-            hosts=(0,),
+            "say what it has read and written",
+            lambda i: (self._agents[i].take_stats, ()),
+            may_fail=True,
         )
-        if problem := answers.get(0):
-            raise (CacheRequired if cache.strict else UsageError)(problem)
+        return [answers[index] for index in sorted(answers) if answers[index]]
+
+    def check_store(self, cache: CacheConfig, source: str) -> None:
+        """Let process 0's host find out whether it can write the cache's location.
+
+        Does not block: where it can't, `events` raises `UsageError`, in strict mode
+        `CacheRequired`. `source` is who has set the location; see `store_check`.
+        """
+        kind = CacheRequired if cache.strict else UsageError
+        self._check = self._agents[0].check_store.remote(cache, source), kind
 
     def fresh_coordinator(self) -> str | None:
         """`host:port` for the jax.distributed coordinator, on process 0's host.
@@ -138,10 +144,11 @@ class Gang(AheadCalls):
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.
 
-        An agent that has died is added to `lost`.
+        An agent that has died is added to `lost`. Raises what `check_store` has found.
         """
         import ray
 
+        self._raise_problem()
         for index in range(len(self._agents)):
             if index not in self._polls.values() and not self._is_lost(index):
                 ref = self._agents[index].events.remote(self._cursors[index])
@@ -238,6 +245,19 @@ class Gang(AheadCalls):
             except ray.exceptions.RayError as error:
                 self._lose(index, error)
         return answers
+
+    def _raise_problem(self) -> None:
+        import ray
+
+        if self._check is None:
+            return
+        ref, kind = self._check
+        if ray.wait([ref], timeout=0)[0]:
+            self._check = None
+            with contextlib.suppress(ray.exceptions.RayError):  # a lost agent says nothing
+                problem = ray.get(ref)
+                if problem:
+                    raise kind(problem)
 
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)

@@ -27,7 +27,6 @@ from typing import Any
 
 from hotstart.launcher.claims import STORE, Absent, Claims, Found, Granted, Reply, Unstored
 from hotstart.launcher.host_store import HostStore
-from hotstart.launcher.probes import Probes
 from hotstart.launcher.questions import Question, Questions, Send, own_way, wanted_of
 from hotstart.launcher.resolved import (
     Alone,
@@ -38,6 +37,7 @@ from hotstart.launcher.resolved import (
     Unreadable,
     Wanted,
 )
+from hotstart.launcher.unleased import Unleased
 from hotstart.launcher.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class HostCache:
     def __init__(self, store: HostStore, upstream: Upstream) -> None:
         self.store = store
         self._upstream = upstream
-        self._probes = Probes(store)
+        self._unleased = Unleased(store)
         self._claims = Claims()
         self._begins = threading.Lock()
         self._lock = threading.Lock()
@@ -74,17 +74,17 @@ class HostCache:
         self._members = {AHEAD}  # all that there ever were
         self._senders: dict[int, Send] = {}
 
-    # What the agent tells.
-
     def begin(self, attempt: int, senders: dict[int, Send] | None = None) -> None:
         """A new attempt, the first time it is said, and its workers by process index.
 
-        What was asked or leased before is void; what its workers have asked before they were
-        named here is void too.
+        What was asked or leased before is void, also what its workers asked before they were
+        named here. An attempt older than the last one is ignored.
         """
         with self._begins:
             replies: list[Reply] = []
             with self._lock:
+                if attempt < self._attempt:  # the message has come late
+                    return
                 fresh, self._attempt = attempt != self._attempt, attempt
                 if senders is not None:
                     self._senders = dict(senders)
@@ -115,7 +115,7 @@ class HostCache:
     def read_ahead(self, attempt: int, keys: Sequence[str]) -> None:
         """Bring the entries of these keys into the node directory, in parallel."""
         self.begin(attempt)
-        for key in keys:
+        for key in keys if attempt == self._attempt else ():
             self._claim(AHEAD, 0, Wanted(key, may_compile=False), _nobody)
 
     def ask(self, worker: int, message: dict[str, Any]) -> None:
@@ -146,13 +146,13 @@ class HostCache:
             case "ahead":
                 self._claim(worker, number, Wanted(key, may_compile=False), send)
             case "probe":
-                self._probes.ask(key, number, message["failed"], send)
+                self._unleased.probe(key, number, message["failed"], send)
             case "publish":
                 self._publish(worker, message, send)
             case "release":
                 self._unstored(worker, key)
             case "flush":
-                self._flush(number, float(message["timeout_s"]), send)
+                self._unleased.flush(number, float(message["timeout_s"]), send)
 
     def _forget(self, members: set[int]) -> list[str]:
         """Their questions, and the keys that they compile; the caller holds the lock."""
@@ -161,8 +161,6 @@ class HostCache:
         for key in abandoned:
             del self._compiling[key]
         return abandoned
-
-    # Claims.
 
     def _claim(self, member: int, number: int, wanted: Wanted, send: Send) -> None:
         with self._lock:
@@ -237,8 +235,6 @@ class HostCache:
         if waited is not None:
             question.answer(waited, **fields)
 
-    # What became of a lease.
-
     def _publish(self, worker: int, message: dict[str, Any], send: Send) -> None:
         key, size_bytes = str(message["key"]), int(message["size_bytes"])
         digest, in_node = bytes.fromhex(message["digest"]), bool(message["in_node"])
@@ -302,12 +298,6 @@ class HostCache:
             return None
         del self._compiling[key]
         return held
-
-    def _flush(self, number: int, timeout_s: float, send: Send) -> None:
-        def flush() -> None:
-            send({"request": number, "flushed": self.store.flush(timeout_s)})
-
-        threading.Thread(target=flush, name="hotstart-flush", daemon=True).start()
 
 
 def _nobody(message: dict[str, Any]) -> None:

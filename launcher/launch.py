@@ -82,6 +82,7 @@ class Run:
             budgets=Budgets(config.restarts.failures, config.restarts.preemptions),
             backoff_s=config.restarts.backoff_s,
             stop_s=config.timeouts.stop_s,
+            flush_s=config.cache.flush_timeout_s,
             cache_facts=self._cache_facts(),
         )
         for problem in unshared_directories(config, len(shares)):
@@ -137,10 +138,8 @@ class Run:
         try:
             gang.open_cache(cache)
             if cache is not None and self._unchecked and _is_bucket(cache.location):
+                self._unchecked = False  # once: later on an outage costs no more than time
                 gang.check_store(cache, self._launched_from.get("cache_source") or "default")
-                self._unchecked = bool(
-                    gang.lost
-                )  # once: later on an outage costs no more than time
         except BaseException:
             gang.close()
             raise

@@ -5,6 +5,7 @@ A driver that never imports gcsfs starts the job half a second sooner.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -69,6 +70,11 @@ class RayAgent(Agent):
     def flush_cache(self, timeout_s: float) -> bool:
         """Block until what this host's workers published is in the store; False if it is not."""
         return self.cache.flush(timeout_s)
+
+    def take_stats(self) -> dict[str, Any] | None:
+        """What this host has done for its workers' caches since the last call, and its name."""
+        stats = self.cache.take_stats()
+        return None if stats is None else {"host": socket.gethostname(), **stats}
 
     def asked(self) -> dict[int, list[dict[str, Any]]]:
         """What JAX has asked for in this host's workers of the attempt, by process index."""

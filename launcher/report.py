@@ -32,6 +32,17 @@ COUNTS = (
 )
 SECONDS = ("compile_s", "saved_s")
 
+HOST_COUNTS = (
+    "reads",
+    "read_bytes",
+    "from_peers",
+    "from_peers_bytes",
+    "uploads",
+    "written_bytes",
+    "errors",
+    "retries",
+)
+
 _LEGEND = (
     "start to step: seconds since it was decided to start the attempt;\n"
     "spent, saved: seconds of compilation"
@@ -90,7 +101,13 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "started_at": _iso(facts.start.get("started_at_s")),
         "seconds_to_first_step": max(first_steps) if reached else None,
         "workers": workers,
+        "hosts": [_host(host) for host in end.get("hosts") or () if isinstance(host, Mapping)],
     }
+
+
+def _host(facts: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {name: int(_number(facts.get(name)) or 0) for name in HOST_COUNTS}
+    return {"host": str(facts.get("host", "")), **counts}
 
 
 def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +117,7 @@ def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "process_index": int(_number(report.get("process_index")) or 0),
         "host": str(report.get("host", "")),
+        "standby": report.get("standby") is True,
         "phases": {name: _number(phases.get(name)) for name in PHASES},
         "cache": {
             **{name: int(_number(cache.get(name)) or 0) for name in COUNTS},
@@ -226,6 +244,15 @@ def _attempt_line(attempt: Mapping[str, Any]) -> str:
 
 
 def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
+    for host in attempt["hosts"]:
+        if host["reads"] or host["from_peers"] or host["uploads"]:
+            yield (
+                f"{host['host']}: {host['reads']} entries read ({_bytes(host['read_bytes'])}), "
+                f"{host['from_peers']} from other hosts, "
+                f"{host['uploads']} uploaded ({_bytes(host['written_bytes'])})"
+            )
+        if host["errors"]:
+            yield f"{host['host']}: {host['errors']} cache errors; none of them fails the job"
     for worker in attempt["workers"]:
         who, cache = f"process {worker['process_index']}", worker["cache"]
         if cache["compiled_before_enable"]:

@@ -13,6 +13,7 @@ comes in front of everything in a worker, but a standby does without it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -63,6 +64,8 @@ def stand_by(
     except _Unfit as unfit:
         channel.send({"unfit": {"module": unfit.module, "why": unfit.why}})
         os._exit(1)
+    if not arrived.is_set():
+        gc.collect()  # would come during the first step: 0.1 s for flax, optax and orbax
     priority.restore()
     channel.send({"ready": True})
     receiver.join()
@@ -161,7 +164,7 @@ class _Origins:
         sites = [p for p in sites if Path(p).name in ("site-packages", "dist-packages")]
         own = [program.folder, *program.path, *filter(None, [program.script and
                str(Path(program.script).parent)])]  # fmt: skip
-        self._kinds: dict[str, str] = {}
+        self._kinds: dict[str, str | None] = {}
         # The program's own come last: they win where a folder is both.
         for kind, folders in (("standard", standard), ("third-party", sites), ("own", own)):
             for folder in filter(None, folders):
@@ -170,10 +173,13 @@ class _Origins:
 
     def kind(self, file: str) -> str | None:
         """ "own" to the program, "third-party", "standard", or None for anywhere else."""
-        for folder in Path(file).parents:
-            if (found := self._kinds.get(str(folder))) is not None:
-                return found
-        return None
+        return self._kind_below(os.path.dirname(file))  # noqa: PTH120 - thousands are asked for
+
+    def _kind_below(self, folder: str) -> str | None:
+        if folder not in self._kinds:
+            parent = os.path.dirname(folder)  # noqa: PTH120
+            self._kinds[folder] = None if parent == folder else self._kind_below(parent)
+        return self._kinds[folder]
 
     def is_misplaced(self, name: str, module: object) -> bool:
         """Whether a worker would have imported another module by this name, or it is its own."""

@@ -144,6 +144,6 @@ ROWS: tuple[Row, ...] = (
             Bound("<=", 0.10),
         ),
         main_thread_stall,
-        limit_s=1200,
+        limit_s=1500,
     ),
 )

@@ -22,7 +22,7 @@ class Row:
 
     result: Result
     measure: Callable[[Options, Tell], Sequence[Result]]
-    limit_s: float = 900.0
+    limit_s: float = 1200.0
 
     @property
     def slug(self) -> str:
@@ -34,7 +34,7 @@ def paired(
     result: Result,
     prepare: Callable[[Stage], tuple[Measure, Measure]],
     *,
-    limit_s: float = 900.0,
+    limit_s: float = 1200.0,
     combine: Callable[[Sequence[float]], float] = statistics.median,
     conditions: Callable[[Result], Result] = lambda result: result,
     megabytes_per_s: float = MEGABYTES_PER_S,

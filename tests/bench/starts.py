@@ -138,7 +138,7 @@ ROWS: tuple[Row, ...] = (
             Bound("<=", 0.70),
         ),
         launch_warm_equal_keys,
-        limit_s=1200,
+        limit_s=1500,
     ),
     paired(
         Result(

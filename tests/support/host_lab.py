@@ -175,9 +175,12 @@ class Host:
         self.link: CoordinatorLink | None = None
         if coordinator is not None:
             self.link = CoordinatorLink(
-                coordinator.address, coordinator.token, index,
-                self.upstream.answered, self.upstream.lost,
-            )  # fmt: skip
+                coordinator.address,
+                coordinator.token,
+                index,
+                self.upstream.answered,
+                self.upstream.lost,
+            )
             self.upstream.connect(self.link)
         self.workers: dict[int, Worker] = {}
         if begin:
@@ -209,7 +212,13 @@ class Gang:
     """
 
     def __init__(
-        self, folder: Path, far: FarStore | None, hosts: int, workers: int = 1, **host: Any
+        self,
+        folder: Path,
+        far: FarStore | None,
+        hosts: int,
+        workers: int = 1,
+        make_leases: Callable[[], StoreLeases | None] = lambda: None,
+        **host: Any,
     ) -> None:
         self.coordinator = Coordinator("127.0.0.1")
         self.handed: Counter[tuple[int, str]] = Counter()
@@ -222,8 +231,9 @@ class Gang:
                 workers=tuple(range(index * workers, (index + 1) * workers)),
                 coordinator=self.coordinator,
                 peers=self._fetch,
+                leases=make_leases(),
                 **host,
-            )  # fmt: skip
+            )
             for index in range(hosts)
         ]
 

@@ -206,7 +206,7 @@ def test_waiting_is_noted_only_where_somebody_else_resolves(start: Start, far: F
     assert a.cache.get(KEY) is None
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(b.get)
-        assert until(lambda: bool(b.resolver._open))  # noqa: SLF001
+        assert until(lambda: bool(b.resolver._open))
         a.cache.put(KEY, b"executable of 0", EntryMeta())
         assert waiting.result(PATIENCE_S) == b"executable of 0"
     assert a.waits == 0

@@ -110,6 +110,13 @@ class FakeGang:
     def drained(self) -> bool:
         return not self._pending
 
+    def flush(self, timeout_s: float) -> bool:
+        self._calls.append((self._name, f"flush {timeout_s:g}"))
+        return True
+
+    def take_stats(self) -> list[dict[str, Any]]:
+        return [{"host": self._name, "reads": self._attempt}]
+
     def close(self) -> None:
         self._calls.append((self._name, "close"))
 
@@ -226,7 +233,12 @@ KILLED = Script([[ended(1, None, 9)]], last_words=[stopped(0)])
 def test_loop_all_done_gives_up_with_zero_and_stops_nobody() -> None:
     bench = Bench(DONE)
     assert bench.run() == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
-    assert bench.calls == [("gang 1", "start", 1), ("gang 1", "finish"), ("gang 1", "close")]
+    assert bench.calls == [
+        ("gang 1", "start", 1),
+        ("gang 1", "finish"),
+        ("gang 1", "flush 60"),
+        ("gang 1", "close"),
+    ]
     assert bench.outcomes() == ["done"]
     [attempt] = bench.record.attempts()
     assert (attempt.start["process_count"], attempt.start["cache"]) == (2, {"a": 1})
@@ -241,6 +253,7 @@ def test_loop_killed_worker_stops_the_others_and_starts_anew_in_the_same_gang() 
         ("gang 1", "finish"),
         ("gang 1", "start", 2),
         ("gang 1", "finish"),
+        ("gang 1", "flush 60"),
         ("gang 1", "close"),
     ]
     assert bench.outcomes() == ["failed", "done"]
@@ -447,6 +460,7 @@ def test_loop_sends_ahead_before_each_start_and_learns_at_first_step_and_end() -
         ("gang 1", "start", 1),
         ("gang 1", "ahead", 2),
         ("gang 1", "start", 2),
+        ("gang 1", "flush 60"),
         "ahead closed",
         ("gang 1", "close"),
     ]
@@ -466,3 +480,10 @@ def test_loop_lost_agent_sends_ahead_to_the_gang_that_follows() -> None:
         ("gang 1", "ahead", 1),
         ("gang 2", "ahead", 2),
     ]
+
+
+def test_loop_told_to_stop_flushes_no_longer_than_a_stop_may_take() -> None:
+    bench = Bench(Script([]))
+    bench.is_interrupted = lambda: ("gang 1", "start", 1) in bench.calls
+    assert bench.run().exit_code == ExitCode.INTERRUPTED
+    assert ("gang 1", "flush 3") in bench.calls

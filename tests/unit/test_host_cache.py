@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -305,7 +306,9 @@ def test_peer_that_fails_is_replaced_by_another(
     g = gang(3)
     far.create(entry_name(KEY), entry())
     a, b, c = g.workers
-    assert a.resolved() == b.resolved() == ("node", DIGEST)  # b is the newest source
+    assert a.resolved() == b.resolved() == ("node", DIGEST)
+    other = "jit_other-" + "0" * 64
+    assert b.resolved(other) == ("compile", True)  # so it is known that b has the entry too
     asked: list[int] = []
 
     def spoil(source: int, data: bytes | None) -> bytes | None:
@@ -556,8 +559,11 @@ def test_lost_coordinator_lets_each_host_compile_once(
     assert first.resolved() == ("compile", True)
     waiting = [worker.resolve() for worker in others]
     g.coordinator.close()
-    leased = [future for future, worker in zip(waiting, others, strict=True)
-              if worker.host is not first.host and worker.index % 2 == 0]  # fmt: skip
+    leased = [
+        future
+        for future, worker in zip(waiting, others, strict=True)
+        if worker.host is not first.host and worker.index % 2 == 0
+    ]
     assert [said(future) for future in leased] == [("compile", True)] * (hosts - 1)
     for worker in g.workers[::2]:
         worker.publish().result(20)
@@ -627,6 +633,20 @@ def test_end_of_an_old_worker_does_not_touch_the_new_one(host: Callable[..., Hos
     assert said(waiting) == ("node", DIGEST)
 
 
+def test_late_word_of_an_old_attempt_changes_nothing(
+    host: Callable[..., Host], far: FarStore
+) -> None:
+    h = host()
+    a, b = h.begin(3, 0, 1)
+    assert a.resolved() == ("compile", True)
+    waiting = b.resolve()
+    h.cache.read_ahead(2, ["jit_old-" + "0" * 64])
+    h.cache.begin(2, {})
+    a.publish().result(20)
+    assert said(waiting) == ("node", DIGEST)
+    assert far.reads("jit_old-" + "0" * 64) == 0
+
+
 def test_question_before_the_attempt_names_its_workers_holds_nothing_afterwards(
     host: Callable[..., Host],
 ) -> None:
@@ -636,6 +656,34 @@ def test_question_before_the_attempt_names_its_workers_holds_nothing_afterwards(
     assert old.resolved() == ("compile", True)
     (new,) = h.begin(2, 0)
     assert new.resolved() == ("compile", True)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_gang_disturbed_at_random_resolves_everything_in_the_next_attempt(
+    gang: Callable[..., Gang], far: FarStore, seed: int
+) -> None:
+    draw = random.Random(seed)
+    g = gang(2, 3)
+    keys = [f"jit_{i}-" + "0" * 64 for i in range(4)]
+    far.create(entry_name(keys[0]), entry(keys[0]))
+    for attempt in range(2, 5):
+        for worker in g.workers:
+            for key in draw.sample(keys, 2):
+                worker.resolve(key)
+        for h in draw.sample(g.hosts, len(g.hosts)):
+            for index in draw.sample(list(h.workers), draw.randrange(3)):
+                h.cache.gone(index, attempt - 1)
+            if draw.random() < 0.5:
+                h.cache.read_ahead(attempt, keys)
+        old = g.workers
+        for h in draw.sample(g.hosts, len(g.hosts)):
+            h.begin(attempt, *h.workers)
+            if draw.random() < 0.5:
+                h.cache.read_ahead(attempt, keys)
+    for key in keys:
+        results = all_get(g.workers, key)
+        assert (results["compiled"], results["node"]) == ((0, 6) if key == keys[0] else (1, 5))
+    assert [worker.unknown for worker in [*old, *g.workers]] == [[]] * 12
 
 
 # Two clusters.
@@ -648,7 +696,7 @@ def test_two_clusters_on_one_store_compile_once(tmp_path: Path, far: FarStore) -
             far,
             workers=(0, 1),
             leases=StoreLeases(far, ttl_s=5.0, first_poll_s=0.01),
-        )  # fmt: skip
+        )
         for i in range(2)
     ]
     try:
@@ -659,6 +707,27 @@ def test_two_clusters_on_one_store_compile_once(tmp_path: Path, far: FarStore) -
     finally:
         for h in hosts:
             h.close()
+
+
+def test_two_clusters_of_two_hosts_on_one_store_compile_once(tmp_path: Path, far: FarStore) -> None:
+    gangs = [
+        Gang(
+            tmp_path / str(i),
+            far,
+            2,
+            2,
+            make_leases=lambda: StoreLeases(far, ttl_s=5.0, first_poll_s=0.01),
+        )
+        for i in range(2)
+    ]
+    try:
+        assert all_get([w for g in gangs for w in g.workers]) == Counter(compiled=1, node=7)
+        assert all(h.store.flush(20) for g in gangs for h in g.hosts)
+        assert (far.creates[entry_name(KEY)], sum(g.handed.total() for g in gangs)) == (1, 2)
+        assert until(lambda: not list(far.list("leases/")))
+    finally:
+        for g in gangs:
+            g.close()
 
 
 def test_worker_of_one_cluster_that_dies_lets_the_other_compile(

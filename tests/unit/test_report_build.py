@@ -19,6 +19,7 @@ def worker(index: int, first_step: float | None) -> dict:
     return {
         "process_index": index,
         "host": "host-a",
+        "standby": True,
         "phases": {
             "process_start": 0.1,
             "import_jax": 0.9,
@@ -56,7 +57,19 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
     owned = take_ownership(record, ELSEWHERE, clock=clock, sleep=clock.sleep)
     record.start_attempt(1, {"started_at_s": 1_795_537_802.5, "cache": CACHE})
     record.worker_report(1, 0, worker(0, 14.2))
-    record.end_attempt(1, Outcome("done", "all 1 workers exited with code 0", None), {})
+    host = {
+        "host": "host-a",
+        "reads": 5,
+        "read_bytes": 500,
+        "from_peers": 1,
+        "from_peers_bytes": 100,
+        "uploads": 2,
+        "written_bytes": 200,
+        "errors": 0,
+        "retries": 1,
+    }
+    done = Outcome("done", "all 1 workers exited with code 0", None)
+    record.end_attempt(1, done, {"hosts": [host]})
     record.finish("done", 0, "all 1 workers exited with code 0", epoch=owned.epoch)
 
     assert build_report(record.read(ELSEWHERE)) == {
@@ -77,6 +90,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
                 "started_at": "2026-11-24T16:30:02.500+00:00",
                 "seconds_to_first_step": 14.2,
                 "workers": [worker(0, 14.2)],
+                "hosts": [host],
             }
         ],
     }

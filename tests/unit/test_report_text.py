@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
 
-from hotstart.launcher.report import render_text
+from hotstart.launcher.report import HOST_COUNTS, render_text
 
 pytestmark = pytest.mark.unit
 
@@ -43,7 +44,13 @@ def worker(index: int, *, hits: int, compiled: int, first_step: float | None, **
     }
 
 
-def attempt(number: int, outcome: str | None, reason: str | None, workers: list[dict]) -> dict:
+def attempt(
+    number: int,
+    outcome: str | None,
+    reason: str | None,
+    workers: list[dict],
+    hosts: Sequence[dict] = (),
+) -> dict:
     steps = [w["phases"]["first_step"] for w in workers]
     return {
         "attempt": number,
@@ -53,6 +60,7 @@ def attempt(number: int, outcome: str | None, reason: str | None, workers: list[
         "started_at": None,
         "seconds_to_first_step": None if None in steps or not steps else max(steps),
         "workers": workers,
+        "hosts": hosts,
     }
 
 
@@ -149,6 +157,35 @@ def test_report_text_last_line_compares_the_attempts():
     )
 
 
+@pytest.mark.parametrize(
+    ("counts", "warmth"),
+    [
+        ([(0, 6), (6, 0)], "cold"),
+        ([(3, 3), (3, 3)], "cold"),
+        ([(0, 6), (0, 6)], "cold"),
+        ([(4, 2), (6, 0)], "partly warm"),
+        ([(5, 1), (6, 0), (6, 0), (6, 0)], "partly warm"),
+        ([(6, 0), (6, 0)], "warm"),
+    ],
+    ids=[
+        "one_compiles_all",
+        "each_a_half",
+        "each_for_itself",
+        "two_new",
+        "one_new_of_4",
+        "all_hit",
+    ],
+)
+def test_report_text_what_a_peer_has_just_compiled_makes_no_start_warm(counts, warmth):
+    workers = [
+        worker(index, hits=hits, compiled=compiled, first_step=2.0)
+        for index, (hits, compiled) in enumerate(counts)
+    ]
+    assert text_of(report(attempt(1, "done", "ok", workers)), 200)[-1] == (
+        f"seconds to first step: attempt 1 {warmth} 2.0 s"
+    )
+
+
 def test_report_text_names_what_compiled_before_the_cache_was_in_place():
     early = worker(
         0,
@@ -171,4 +208,16 @@ def test_report_text_names_what_compiled_before_the_cache_was_in_place():
 def test_report_text_without_attempts_is_the_header():
     assert text_of({**report(), "cache": None, "exit_code": None, "state": "created"}, 80) == [
         "run lm-1: created, 0 attempts"
+    ]
+
+
+def test_text_says_what_each_host_read_and_uploaded():
+    idle = {name: 0 for name in HOST_COUNTS}
+    busy = {**idle, "host": "a", "reads": 3, "read_bytes": 3_000, "uploads": 2, "errors": 1}
+    workers = [worker(0, hits=1, compiled=0, first_step=2.0)]
+    lines = text_of(report(attempt(1, "done", None, workers, [busy, {**idle, "host": "b"}])), 120)
+    notes = [line.strip() for line in lines if line.startswith("  a:") or line.startswith("  b:")]
+    assert notes == [
+        "a: 3 entries read (3.0 kB), 0 from other hosts, 2 uploaded (0 B)",
+        "a: 1 cache errors; none of them fails the job",
     ]

@@ -1,30 +1,29 @@
-"""Looking for an entry without a lease: a worker may compile another key meanwhile."""
+"""What workers ask of their agent without a lease: to look for an entry, and to flush."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.host_store import HostStore
+from hotstart.launcher.questions import Send
 
-Send = Callable[[dict[str, Any]], None]
 
-
-class Probes:
-    """Answers from the node directory and the store; safe among threads, does not block.
-
-    Who probes a key that is being probed gets the same answer: the store is asked once.
-    """
+class Unleased:
+    """Answers on threads of its own; safe among threads, does not block."""
 
     def __init__(self, store: HostStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._asking: dict[str, list[tuple[int, Send]]] = {}
 
-    def ask(self, key: str, number: int, failed: Sequence[Any], send: Send) -> None:
-        """Answer request `number`, on another thread; nothing is there for who has `failed`."""
+    def probe(self, key: str, number: int, failed: Sequence[Any], send: Send) -> None:
+        """Say where the entry is; nothing is there for who has `failed`.
+
+        Who probes a key that is being probed gets the same answer: the store is asked once.
+        """
         if failed:
             send({"request": number, "answer": "compile", "leased": False})
             return
@@ -34,6 +33,14 @@ class Probes:
             if len(asking) > 1:
                 return
         threading.Thread(target=self._look, args=(key,), name="hotstart-probe", daemon=True).start()
+
+    def flush(self, number: int, timeout_s: float, send: Send) -> None:
+        """Say whether all that was published is in the store, at the latest after `timeout_s`."""
+
+        def flush() -> None:
+            send({"request": number, "flushed": self._store.flush(timeout_s)})
+
+        threading.Thread(target=flush, name="hotstart-flush", daemon=True).start()
 
     def _look(self, key: str) -> None:
         answer: dict[str, Any] = {"answer": "compile", "leased": False}
