@@ -33,7 +33,7 @@ bench: install
 # Brings the numbers of the last bench into docs/.
 bench-docs: install
 	$(BIN)/python -m tests.bench.table
-	$(BIN)/python -m tests.bench.scale
+	$(BIN)/python -m tests.bench.scale_page
 
 check: install
 	$(BIN)/ruff check .

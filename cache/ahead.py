@@ -129,6 +129,7 @@ class LoadAhead:
         self._queue = deque(self._slots.values())
         self._turns = deque(self._slots.values())
         self._held_bytes = 0
+        self._inside_xla = 0
         self._requests = 0
         self._closed = threading.Event()
         self._threads = [
@@ -187,13 +188,13 @@ class LoadAhead:
     def close(self) -> None:
         """As `drop`, and block until no thread is inside XLA any more: one load at most.
 
-        The backend must not be torn down before.
+        The backend must not be torn down before. A thread that still reads is not waited for.
         """
         self.drop()
-        if os.getpid() == self._pid:
-            for thread in self._threads:
-                if thread.is_alive():
-                    thread.join()
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside_xla == 0)
 
     # On the threads.
 
@@ -239,7 +240,12 @@ class LoadAhead:
         serialized, stored_compile_s = self._runtime.unpack(entry)
         if not self._reserve(slot, len(serialized)):
             return None
-        executable = self._runtime.load(backend, slot.planned, serialized)
+        try:
+            executable = self._runtime.load(backend, slot.planned, serialized)
+        finally:
+            with self._changed:
+                self._inside_xla -= 1
+                self._changed.notify_all()
         return Loaded(
             executable=executable,
             backend=backend,
@@ -259,6 +265,7 @@ class LoadAhead:
                     self._held_bytes += size_bytes
                     slot.held_bytes = size_bytes
                     slot.state = _State.LOADING
+                    self._inside_xla += 1
                     return True
                 self._changed.wait()
         return False

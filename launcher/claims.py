@@ -108,8 +108,8 @@ class _Key:
     size_bytes: int = 0
     sources: tuple[int, ...] = ()
     in_store: bool = False
-    absent: bool = False
-    unstored_in: int | None = None  # the attempt
+    absent_in: int | None = None  # the attempt that looked or compiled
+    unstored_in: int | None = None
     holder: _Claim | None = None
     waiting: list[_Claim] = field(default_factory=list)  # empty without a holder
 
@@ -190,7 +190,7 @@ class Claims:
             if state.digest != digest:
                 state.sources, state.in_store = (), False
             state.digest, state.size_bytes = digest, size_bytes
-            state.absent, state.unstored_in = False, None
+            state.absent_in, state.unstored_in = None, None
             state.holder = None
             for claim in state.waiting:
                 claim.failed = ()
@@ -206,7 +206,7 @@ class Claims:
         state = self._held(member, key)
         if state is None or state.holder is None:
             return []
-        state.absent = True
+        state.absent_in = self._attempts.get(member, 0)
         if not state.holder.may_compile:
             state.holder = None
         return self._settle(key, state)
@@ -289,7 +289,7 @@ class Claims:
     def _answer(self, key: str, state: _Key, claim: _Claim) -> Answer | None:
         """The answer as things are now, with the lease if that is it; None is to wait."""
         if state.holder is not None:
-            return Absent() if state.absent and not claim.may_compile else None
+            return Absent() if self._is_absent(state) and not claim.may_compile else None
         if state.digest is not None:
             failed = claim.failed if claim.failed_digest == state.digest else ()
             sources = tuple(source for source in state.sources if source not in failed)
@@ -298,11 +298,16 @@ class Claims:
                 return Found(state.digest, state.size_bytes, sources, in_store)
         if state.unstored_in is not None and state.unstored_in >= self._attempt:
             return Unstored()
-        if not claim.may_compile and (state.absent or state.digest is not None):
+        is_absent = self._is_absent(state)
+        if not claim.may_compile and (is_absent or state.digest is not None):
             return Absent()
         state.holder = claim
         self._unsettled[key] = None
-        return Granted(state.absent, state.digest)
+        return Granted(is_absent, state.digest)
+
+    def _is_absent(self, state: _Key) -> bool:
+        """Another job may have stored it since an older attempt looked."""
+        return state.absent_in is not None and state.absent_in >= self._attempt
 
     def _add(self, key: str) -> _Key:
         if len(self._keys) >= self._max_keys:

@@ -12,6 +12,7 @@ from hotstart.cache import store as store_module
 from hotstart.cache.errors import DeadlineExceeded
 from hotstart.launcher import child as child_module
 from hotstart.launcher.agent import Agent
+from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.event_queue import EventQueue
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, Program
@@ -27,6 +28,7 @@ LINES = Output(0, ("x" * 99_936,))  # counts as 100 064 bytes
 @pytest.fixture
 def agent() -> Iterator[Agent]:
     made = Agent("127.0.0.1")
+    made.cache.open(None, Seat(0), ())
     yield made
     made.close()
 

@@ -107,7 +107,7 @@ def loading(
     finally:
         runtime.gate.release(1000)
         ahead.close()
-        assert not any(thread.is_alive() for thread in ahead._threads)
+        until(lambda: not any(thread.is_alive() for thread in ahead._threads))
 
 
 def test_take_of_a_loaded_program_hands_it_out_once():
@@ -347,6 +347,30 @@ def test_drop_frees_all_and_loads_no_more():
 
     assert case.runtime.loaded == ["a", "b"]
     assert case.counts() == (0, 2)
+
+
+def test_close_waits_for_a_load_but_not_for_a_read():
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow_read(key: str) -> Entry | None:
+        if key == "b":
+            reading.set()
+            assert go_on.wait(TIMEOUT_S)
+        return read(key)
+
+    with loading("a", "b", read=slow_read, threads=2) as case:
+        until(lambda: case.runtime.started == ["a"])
+        assert reading.wait(TIMEOUT_S)
+        closing = threading.Thread(target=case.ahead.close)
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive()
+        case.let_load(1)
+        closing.join(TIMEOUT_S)
+        assert not closing.is_alive()
+        go_on.set()
+
+    assert case.runtime.started == ["a"]
 
 
 def test_drop_ends_a_wait_for_a_load():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import claim_rows, growth, probed, scale, table
+from tests.bench import claim_rows, growth, probed, scale, scale_page, table
 from tests.bench.catalog import ROWS
 from tests.bench.limits import guarded
 from tests.bench.results import Bound, Condition, Result, Sample, alternate, once
@@ -316,7 +316,7 @@ def test_scale_docs_are_replaced_between_the_marks(tmp_path):
     page = tmp_path / "scale.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
     rows = [growth.as_result(cells()).to_json()]
-    scale.update_docs(rows, page, tmp_path / "growth.svg")
+    scale_page.update_docs(rows, page, tmp_path / "growth.svg")
     text = page.read_text()
     assert "\nold\n" not in text
     assert "### 10,000 hosts, 200 keys" in text

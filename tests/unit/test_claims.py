@@ -610,3 +610,12 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+def test_absent_is_forgotten_when_a_new_attempt_begins() -> None:
+    claims = Claims()
+    claims.begin(0, 1)
+    claims.claim(0, 1, "k")
+    claims.absent(0, "k")
+    claims.begin(0, 2)
+    assert claims.claim(0, 2, "k") == [Reply(0, 2, Granted(absent=False, replaces=None))]

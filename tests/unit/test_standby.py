@@ -21,6 +21,7 @@ from hotstart.launcher import standby as standby_module
 from hotstart.launcher import standby_pool as pool_module
 from hotstart.launcher import workers as workers_module
 from hotstart.launcher.agent import Agent
+from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.standby import modules_to_import
@@ -45,6 +46,7 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.agent = Agent("127.0.0.1")
+        self.agent.cache.open(None, Seat(0), ())
         self.folder = folder / "job"
         self.third_party = folder / "lib" / "site-packages"
         self.environ = {"JAX_PLATFORMS": "cpu"}
