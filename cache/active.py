@@ -151,6 +151,13 @@ def load_ahead(planned: Sequence[Planned]) -> None:
         active.link.load_ahead(planned, active.cache.ahead)
 
 
+def drop_ahead() -> None:
+    """Let go of what was loaded ahead and not asked for; does not block."""
+    active = _active
+    if active is not None:
+        active.link.drop_ahead()
+
+
 def count(**amounts: int) -> None:
     """Add to the counters of the cache that is enabled."""
     if _active is not None:

@@ -96,7 +96,7 @@ class _Slot:
 
 
 class LoadAhead:
-    """Loads `entries` in order on `threads` daemon threads; safe among threads.
+    """Loads `entries`, the last one first, on `threads` daemon threads; safe among threads.
 
     read: gives the verified entry of a key or None, and takes no lease. May block.
     budget_bytes: of serialized, uncompressed executables held and not yet taken.
@@ -126,7 +126,9 @@ class LoadAhead:
         self._slots: dict[str, _Slot] = {}
         for planned in entries:
             self._slots.setdefault(planned.key, _Slot(planned, len(self._slots)))
-        self._queue = deque(self._slots.values())
+        # Backwards: what JAX asks for last is farthest off, and a restored start, which asks for
+        # less, asks for that as well. So this and JAX's own loading meet in the middle.
+        self._queue = deque(reversed(self._slots.values()))
         self._turns = deque(self._slots.values())
         self._held_bytes = 0
         self._inside_xla = 0

@@ -27,6 +27,10 @@ _EXPECTED: dict[tuple[str, str], tuple[str, ...]] = {
     ("compilation_cache", "put_executable_and_time"): (
         "cache_key", "module_name", "executable", "backend", "compile_time",
     ),
+    ("compilation_cache", "combine_executable_and_time"): (
+        "serialized_executable", "compile_time",
+    ),
+    ("compilation_cache", "compress_executable"): ("executable",),
     ("compilation_cache", "decompress_executable"): ("executable",),
     ("compilation_cache", "extract_executable_and_time"): ("executable_and_time",),
     ("compilation_cache", "reset_cache"): (),

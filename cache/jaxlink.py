@@ -144,7 +144,11 @@ class JaxLink:
         executable: Any,
         host_callbacks: Any = (),
     ) -> None:
-        """`compiler._cache_write` without the test for process 0, else the same."""
+        """`compiler._cache_write` without the test for process 0, else the same.
+
+        Serializing holds the GIL for its whole length; compressing does not, and is left to the
+        background writer.
+        """
         import warnings
 
         import jax
@@ -152,10 +156,15 @@ class JaxLink:
 
         if host_callbacks or compile_time_secs < self._min_compile_time():
             return
+        compile_s = int(compile_time_secs)
         try:
-            compilation_cache.put_executable_and_time(
-                cache_key, module_name, executable, backend, int(compile_time_secs)
-            )
+            if _is_size_needed():
+                compilation_cache.put_executable_and_time(
+                    cache_key, module_name, executable, backend, compile_s
+                )
+            else:
+                pack = functools.partial(_pack, compile_s)
+                self._serving.put(cache_key, executable.serialize(), pack)
         except Exception as error:
             if compiler._should_raise_persistent_cache_error(error):
                 raise
@@ -326,3 +335,22 @@ class _Runtime:
         by_id = {device.id: device for device in backend.devices()}
         devices = xla_client.DeviceList(tuple(by_id[i] for i in planned.device_ids))
         return backend.deserialize_executable(serialized, devices, options)
+
+
+def _is_size_needed() -> bool:
+    """Whether JAX decides by the compressed size, or has something to say about a write."""
+    import jax
+
+    config = jax.config
+    return bool(
+        config.jax_persistent_cache_min_entry_size_bytes > 0
+        or config.jax_compilation_cache_expect_pgle
+    )
+
+
+def _pack(compile_s: int, serialized: bytes | memoryview) -> bytes:
+    """What JAX gives to a cache for an executable: its compile time before it, compressed."""
+    from jax._src import compilation_cache
+
+    combined = compilation_cache.combine_executable_and_time(serialized, compile_s)
+    return compilation_cache.compress_executable(combined)

@@ -63,12 +63,17 @@ class Serving:
             return None
         return None if entry is None else entry.payload
 
-    def put(self, key: str, value: bytes) -> None:
-        """Store what JAX has compiled."""
+    def put(
+        self,
+        key: str,
+        value: bytes,
+        pack: Callable[[bytes | memoryview], bytes] | None = None,
+    ) -> None:
+        """Store what JAX has compiled; `pack` is still to be done to it, in the background."""
         scope = self._current.scope or Scope()
         replaces = scope.unloadable[-1].digest if scope.unloadable else None
         scope.superseded = self._cache.put(
-            key, value, self._describe(scope.compile_s), replaces=replaces
+            key, value, self._describe(scope.compile_s), replaces=replaces, pack=pack
         )
         scope.stored_bytes = len(value)
 

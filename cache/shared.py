@@ -96,19 +96,27 @@ class SharedCache:
         """As `probe`, but waits for who reads the entry just now."""
         return self._look(key, self._resolver.ahead)
 
-    def put(self, key: str, payload: bytes, meta: EntryMeta, replaces: bytes | None = None) -> bool:
+    def put(
+        self,
+        key: str,
+        payload: bytes,
+        meta: EntryMeta,
+        replaces: bytes | None = None,
+        pack: Callable[[bytes | memoryview], bytes] | None = None,
+    ) -> bool:
         """Take an entry that JAX has compiled; it is stored in the background.
 
-        `replaces` is the digest of the entry that JAX was given and could not load. True where
-        the gang runs another executable already, which is to be loaded in place of this one:
-        only where it was compiled without a lease, and then this blocks on the node directory.
+        `pack` is called there on the payload. `replaces` is the digest of the entry that JAX was
+        given and could not load. True where the gang runs another executable already, which is
+        to be loaded in place of this one: only where it was compiled without a lease, and then
+        this blocks on the node directory.
         """
         with self._lock:
             leased = key in self._leased
             self._leased.discard(key)
             unloadable = self._unloadable.pop(key, set())
         replaces = replaces or next(iter(unloadable), None)
-        pending = Pending(key, payload, meta, replaces)
+        pending = Pending(key, payload, meta, replaces, pack=pack)
         if self._resolver.has_agent and not leased:
             digest, canonical = self._publish(pending, leased=False)
             return canonical is not None and digest != canonical
@@ -157,7 +165,7 @@ class SharedCache:
             raise self._required
         pending = self._uploads.find(key)
         if pending is not None:
-            return Entry(key, pending.payload, pending.meta)
+            return Entry(key, pending.packed(), pending.meta)
         unloadable = self._unloadable.get(key, set())
         failed: list[Answer] = [InNode(digest) for digest in unloadable]
         for _ in range(_MAX_ROUNDS):
@@ -215,10 +223,12 @@ class SharedCache:
         try:
             entry = decode(key, data)
         except EntryError as error:
-            self._counters.add(errors=1)
-            logger.warning("%s in %s: %s; it will be replaced", name, self._store.url, error)
             with self._lock:
+                known = key in self._bad
                 self._bad.add(key)
+            if not known:
+                self._counters.add(errors=1)
+                logger.warning("%s in %s: %s; it will be replaced", name, self._store.url, error)
             return None
         if self._node is not None:
             self._uploads.submit(Pending(key, entry.payload, entry.meta, node_copy=data))
@@ -236,7 +246,7 @@ class SharedCache:
         None where it is not where it belongs.
         """
         resolver, key = self._resolver, pending.key
-        data = encode(key, pending.payload, pending.meta)
+        data = encode(key, pending.packed(), pending.meta)
         digest = entry_digest(data)
         with self._lock:
             bad = key in self._bad

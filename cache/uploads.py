@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 class Pending:
     """An entry on its way: to the store, or only into this host's node directory.
 
+    pack: makes the entry's payload of `payload`, where that is a serialized executable still:
+        compressing a large one takes long and need not hold up the first step.
     replaces: the digest of a stored entry that JAX could not load.
     node_copy: the encoded entry as it was read from the store, to be left in the node directory.
     """
@@ -33,6 +35,11 @@ class Pending:
     meta: EntryMeta
     replaces: bytes | None = None
     node_copy: bytes | None = None
+    pack: Callable[[bytes | memoryview], bytes] | None = None
+
+    def packed(self) -> bytes | memoryview:
+        """The entry's payload. Takes as long as compressing does."""
+        return self.payload if self.pack is None else self.pack(self.payload)
 
 
 class Uploads:

@@ -210,7 +210,7 @@ class CoordinatorLink:
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._join(self._writer)
             self._socket.close()
-            logger.warning("the coordinator is lost, going on without: %s", reason)
+            logger.info("the link to the coordinator has ended: %s", reason)
             self._on_lost()
 
     def _call_back(self, line: bytes) -> None:

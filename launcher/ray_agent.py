@@ -5,6 +5,7 @@ A driver that never imports gcsfs starts the job half a second sooner.
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.store import Store, open_store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
+from hotstart.launcher.host_warnings import HostWarnings
 from hotstart.launcher.manifest import Manifest
 from hotstart.launcher.manifest_store import ManifestStore
 from hotstart.launcher.placement import HostShare
@@ -35,6 +37,8 @@ class RayAgent(Agent):
 
         super().__init__(ray.util.get_node_ip_address())
         self._handed_out = HandedOut()
+        self._warnings = HostWarnings()
+        logging.getLogger("hotstart").addHandler(self._warnings)
 
     def describe(self) -> tuple[HostInfo, str]:  # type: ignore[override]
         """Where this agent lives, and Ray's id of the node."""
@@ -72,9 +76,14 @@ class RayAgent(Agent):
         return self.cache.flush(timeout_s)
 
     def take_stats(self) -> dict[str, Any] | None:
-        """What this host has done for its workers' caches since the last call, and its name."""
-        stats = self.cache.take_stats()
-        return None if stats is None else {"host": socket.gethostname(), **stats}
+        """What this host has done for its workers' caches since the last call, and its name.
+
+        And its warnings. None where there is nothing to tell.
+        """
+        stats, warnings = self.cache.take_stats(), self._warnings.take()
+        if stats is None and not warnings:
+            return None
+        return {"host": socket.gethostname(), **(stats or {}), "warnings": warnings}
 
     def asked(self) -> dict[int, list[dict[str, Any]]]:
         """What JAX has asked for in this host's workers of the attempt, by process index."""

@@ -107,13 +107,12 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
 
 def _host(facts: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: int(_number(facts.get(name)) or 0) for name in HOST_COUNTS}
-    return {"host": str(facts.get("host", "")), **counts}
+    return {"host": str(facts.get("host", "")), **counts, "warnings": _texts(facts, "warnings")}
 
 
 def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
     phases, cache = _mapping(report.get("phases")), _mapping(report.get("cache"))
     names = cache.get("compiled_before_enable_names")
-    warnings = report.get("warnings")
     return {
         "process_index": int(_number(report.get("process_index")) or 0),
         "host": str(report.get("host", "")),
@@ -125,8 +124,13 @@ def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
             "compiled_before_enable_names": list(names) if isinstance(names, list) else [],
         },
         "last_step": report.get("last_step"),
-        "warnings": list(warnings) if isinstance(warnings, list) else [],
+        "warnings": _texts(report, "warnings"),
     }
+
+
+def _texts(facts: Mapping[str, Any], name: str) -> list[str]:
+    found = facts.get(name)
+    return [str(text) for text in found] if isinstance(found, list) else []
 
 
 def _cache_used(attempts: tuple[AttemptFacts, ...]) -> dict[str, Any] | None:
@@ -253,6 +257,8 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
             )
         if host["errors"]:
             yield f"{host['host']}: {host['errors']} cache errors; none of them fails the job"
+        for warning in host.get("warnings", ()):
+            yield f"{host['host']}: {warning}"
     for worker in attempt["workers"]:
         who, cache = f"process {worker['process_index']}", worker["cache"]
         if cache["compiled_before_enable"]:

@@ -36,6 +36,7 @@ CHANNEL_FD = "HOTSTART_CHANNEL_FD"
 EXIT_CACHE_REQUIRED = 4
 _PR_SET_PDEATHSIG = 1
 _FAILED_FLUSH_S = 5.0
+_DROP_AHEAD_S = 60.0
 _STOPPED_EXIT = 128 + signal.SIGTERM
 
 
@@ -65,7 +66,7 @@ def main() -> None:
     failed = True
     try:
         _prepare(plan, progress, channel, agent)
-        context._reporter = progress.step
+        context._reporter = _reporter(progress)
         progress.reached("user_code")
         run_program(plan.attempt.program)
         failed = False
@@ -145,6 +146,26 @@ def _enable_cache(
         threading.Thread(
             target=_load_ahead, args=(resolver,), name="hotstart-plan", daemon=True
         ).start()
+
+
+def _reporter(progress: Progress) -> Callable[[int], None]:
+    """What `context.step` calls; what was loaded ahead for nothing goes a while after step 1."""
+
+    def drop() -> None:
+        from hotstart.cache import active
+
+        active.drop_ahead()
+
+    first = threading.Lock()
+
+    def step(number: int) -> None:
+        progress.step(number)
+        if first.acquire(blocking=False):  # never released
+            timer = threading.Timer(_DROP_AHEAD_S, drop)
+            timer.daemon = True
+            timer.start()
+
+    return step
 
 
 def _load_ahead(resolver: AgentResolver) -> None:

@@ -123,12 +123,12 @@ def test_take_of_a_loaded_program_hands_it_out_once():
     assert case.counts() == (1, 0)
 
 
-def test_programs_are_loaded_in_the_order_of_the_plan():
+def test_programs_are_loaded_the_last_one_first():
     with loading("b", "a", "c", "a") as case:
         case.let_load(3)
         until(case.ended)
 
-    assert case.runtime.started == ["b", "a", "c"]
+    assert case.runtime.started == ["c", "a", "b"]
 
 
 def test_take_of_the_program_that_is_being_loaded_waits_for_it():
@@ -141,7 +141,7 @@ def test_take_of_the_program_that_is_being_loaded_waits_for_it():
 
 
 def test_take_of_a_program_not_begun_goes_jaxs_own_way_and_is_not_loaded():
-    with loading("a", "b", "c") as case:
+    with loading("c", "b", "a") as case:
         until(lambda: case.runtime.started == ["a"])
         assert case.take("b") is None
         case.let_load(2)
@@ -294,7 +294,7 @@ def test_nothing_is_loaded_on_another_platform_unless_asked(platforms, loaded):
 
 
 def test_budget_is_kept_and_goes_on_when_one_is_taken():
-    with loading("a", "b", "c", budget_bytes=20) as case:
+    with loading("c", "b", "a", budget_bytes=20) as case:
         case.let_load(3)
         until(lambda: case.runtime.loaded == ["a", "b"])
         assert case.take("a") == "executable of a"
@@ -304,7 +304,7 @@ def test_budget_is_kept_and_goes_on_when_one_is_taken():
 
 
 def test_program_waiting_for_the_budget_goes_jaxs_own_way():
-    with loading("a", "b", budget_bytes=10) as case:
+    with loading("b", "a", budget_bytes=10) as case:
         case.let_load(2)
         until(lambda: case.runtime.loaded == ["a"])
         assert case.take("b") is None
@@ -336,7 +336,7 @@ def test_program_not_asked_for_within_the_patience_is_dropped():
 
 
 def test_drop_frees_all_and_loads_no_more():
-    with loading("a", "b", "c") as case:
+    with loading("c", "b", "a") as case:
         case.let_load(1)
         until(lambda: case.runtime.started == ["a", "b"])
         case.ahead.drop()

@@ -67,6 +67,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
         "written_bytes": 200,
         "errors": 0,
         "retries": 1,
+        "warnings": ["the coordinator is lost; this host resolves on its own"],
     }
     done = Outcome("done", "all 1 workers exited with code 0", None)
     record.end_attempt(1, done, {"hosts": [host]})
