@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from hotstart.launcher.upstream import Upstream
 logger = logging.getLogger(__name__)
 
 _OPEN_S = 30.0
+_CORES_A_WORKER = 2
 
 Peers = Callable[[int, str, bytes], bytes | None]
 
@@ -226,6 +228,8 @@ class AgentCache:
             send(self._plan_of(known, worker, number))
 
     def _plan_of(self, manifest: Manifest, worker: int, number: int) -> dict[str, Any]:
+        # Loading takes a core of its own: with none to spare it slows down what it runs beside.
+        has_room = len(os.sched_getaffinity(0)) >= _CORES_A_WORKER * len(self._senders)
         planned = [
             {
                 "key": entry.key,
@@ -233,6 +237,6 @@ class AgentCache:
                 "devices": entry.devices,
             }
             for entry in manifest.entries
-            if entry.load_ahead and entry.asked_by(worker)
+            if has_room and entry.load_ahead and entry.asked_by(worker)
         ]
         return {"request": number, "planned": planned}
