@@ -56,12 +56,12 @@ def test_gang_reads_each_entry_once_a_process_and_never_what_its_node_has(
     proxy.reset()
     again = run_cache_gang(location, node_dir=tmp_path / "another node")
 
-    assert writes == {"jit_everywhere": 1, "jit_mine": 2, "jit_alone": 1}
+    assert writes == {"jit_everywhere": 1, "jit_mine": 1, "jit_alone": 1}
     assert [member.compiled for member in elsewhere] == [[], []]
-    # The processes share the node directory: who comes second may find the global program there.
-    everywhere = reads.pop(("GET", "jit_everywhere", 200))
-    assert everywhere in (1, 2)
-    assert reads == {("GET", "jit_mine", 200): 2, ("GET", "jit_alone", 200): 1}
+    # The processes share the node directory: who comes second may find a common program there.
+    common = [reads.pop(("GET", name, 200)) for name in ("jit_everywhere", "jit_mine")]
+    assert all(1 <= count <= 2 for count in common)
+    assert reads == {("GET", "jit_alone", 200): 1}
     assert [member.compiled for member in again] == [[], []]
     assert proxy.requests() == []
     for gang in (cold, elsewhere, again):
