@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib.util
 import logging
 import os
 import signal
@@ -18,7 +19,8 @@ from hotstart.cache.ahead import Planned
 from hotstart.cache.config import CacheConfig, hotstart_home, node_dir_of
 from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
-from hotstart.cache.jaxlink import JaxLink
+from hotstart.cache.jaxlink import JaxLink, has_backend
+from hotstart.cache.keys import compile_once_flags, turns_autotuning_off
 from hotstart.cache.requests import Request
 from hotstart.cache.resolve import EachForItself, Resolver
 from hotstart.cache.shared import SharedCache, Tiers
@@ -34,6 +36,8 @@ class _Active:
     counters: Counters
     link: JaxLink
 
+
+_GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
 
 _active: _Active | None = None
 _lock = threading.RLock()
@@ -80,14 +84,20 @@ def enable(
         tiers = _open_tiers(config, counters, has_agent)
         if config.strict and not has_agent:
             _require_readable(tiers.store)
+        resolver = resolver or _resolver(config, tiers, counters)
         cache = SharedCache(
             tiers,
             counters,
-            resolver or _resolver(config, tiers, counters),
+            resolver,
             writable=config.mode == "read-write",
             strict=config.strict,
         )
-        link = JaxLink(cache, counters, config.min_compile_time_s)
+        link = JaxLink(
+            cache,
+            counters,
+            config.min_compile_time_s,
+            compile_once=type(resolver) is not EachForItself,
+        )
         try:
             link.install()
         except UnsupportedJax as error:
@@ -98,8 +108,9 @@ def enable(
         _active = _Active(config, cache, counters, link)
         link.requests.on_request = on_request
         if config.location.startswith("gs://") and not has_agent:
-            # Its import is on the way to the first hit.
-            threading.Thread(target=_import_gcsfs, name="hotstart-gcsfs", daemon=True).start()
+            # Its import is on the way to the first hit. No daemon thread: at its end Python aborts
+            # where one of those is inside of native code, as such an import often is.
+            threading.Thread(target=_import_gcsfs, name="hotstart-gcsfs").start()
         _flush_at_exit()
 
 
@@ -178,13 +189,37 @@ def _open_tiers(config: CacheConfig, counters: Counters, has_agent: bool) -> Tie
 
 
 def _resolver(config: CacheConfig, tiers: Tiers, counters: Counters) -> Resolver:
-    if config.compile == "every" or config.mode == "read-only":
+    if config.compile == "every" or config.mode == "read-only" or not _may_compile_alone():
         return EachForItself()
     from hotstart.cache.lease_resolver import LeaseResolver
     from hotstart.cache.leases import StoreLeases
 
     leases = StoreLeases(tiers.store, on_error=lambda error: counters.add(errors=1))
     return LeaseResolver(leases, on_wait=lambda: counters.add(waits=1))
+
+
+def _may_compile_alone() -> bool:
+    """Whether one process may compile what others wait for; sets `XLA_FLAGS` so on GPU."""
+    import jax
+
+    platforms = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS") or ""
+    installed = () if platforms else tuple(filter(importlib.util.find_spec, _GPU_PLUGINS))
+    if not (installed or {"cuda", "gpu", "rocm"} & set(platforms.split(","))):
+        return True
+    before = os.environ.get("XLA_FLAGS", "")
+    flags = compile_once_flags(before)
+    if flags == before and not turns_autotuning_off(before):
+        logger.warning("XLA_FLAGS turn sharded autotuning on: each process compiles for itself")
+        return False
+    if flags != before and has_backend():
+        logger.warning(
+            "a GPU backend was initialized before hotstart.cache.enable(): each process compiles "
+            "for itself; enable the cache first, or set XLA_FLAGS=%s",
+            flags,
+        )
+        return False
+    os.environ["XLA_FLAGS"] = flags
+    return True
 
 
 def _import_gcsfs() -> None:

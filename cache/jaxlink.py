@@ -49,13 +49,22 @@ logger = logging.getLogger(__name__)
 class JaxLink:
     """One installation of a `SharedCache` in this process's JAX."""
 
-    def __init__(self, cache: SharedCache, counters: Counters, min_compile_time_s: float) -> None:
+    def __init__(
+        self,
+        cache: SharedCache,
+        counters: Counters,
+        min_compile_time_s: float,
+        *,
+        compile_once: bool = False,
+    ) -> None:
+        """`compile_once` turns JAX's own way of that off: it waits for process 0 to compile."""
         self._cache = cache
         self._counters = counters
         self._min_compile_time_s = min_compile_time_s
         self._serving = Serving(cache, counters, _describe)
         self._undo: list[Callable[[], None]] = []
         self._dir_warned = False
+        self._compile_once = compile_once
 
     @property
     def requests(self) -> RequestLog:
@@ -77,6 +86,8 @@ class JaxLink:
         self._counters.note_compiled_before(_alive_executables())
         self._set_jax_option("jax_persistent_cache_min_compile_time_secs", self._min_compile_time_s)
         self._set_jax_option("jax_compilation_cache_dir", None)
+        if self._compile_once:
+            self._set_jax_option("jax_share_binary_between_hosts", False)
         serving = self._serving
         self._replace(compiler, "_cache_write", self._cache_write)
         self._wrap(cache_key, "_hash_accelerator_config", self._around_hash_accelerators)
@@ -295,6 +306,13 @@ def _describe(compile_s: float) -> EntryMeta:
         platform=jax.default_backend(),
         writer=f"{socket.gethostname()}/{os.getpid()}",
     )
+
+
+def has_backend() -> bool:
+    """Whether a backend is initialized, so that `XLA_FLAGS` have been read."""
+    from jax._src import xla_bridge
+
+    return bool(xla_bridge._backends)
 
 
 class _Runtime:

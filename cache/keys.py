@@ -49,6 +49,12 @@ def compile_once_flags(xla_flags: str) -> str:
     return f"{xla_flags} {_AUTOTUNING}=false".lstrip()
 
 
+def turns_autotuning_off(xla_flags: str) -> bool:
+    """Whether these `XLA_FLAGS` turn sharded autotuning off; XLA takes the last of several."""
+    settings = [f.partition("=") for f in xla_flags.split() if f.partition("=")[0] == _AUTOTUNING]
+    return bool(settings) and settings[-1][2].lower() in ("false", "0")
+
+
 def local_ranks(devices: Sequence[Device], local_devices: Iterable[Device]) -> list[int] | None:
     """Each device's rank by id among a process's own; None unless all are its own CPUs."""
     if any(device.platform != "cpu" for device in devices):

@@ -238,7 +238,18 @@ class SharedCache:
         """On a thread of the background writer: bring an entry where it belongs."""
         if pending.node_copy is not None:
             return self._write_to(self._node, pending, pending.node_copy, repair=False) is not None
-        return self._publish(pending)[1] is not None
+        try:
+            digest, canonical = self._publish(pending)
+        except BaseException:
+            self._resolver.release(pending.key)  # nobody must wait for what is not coming
+            raise
+        if canonical is not None and canonical != digest:
+            logger.warning(
+                "the gang has another executable of %s than this process runs; where it hangs in "
+                "a collective, restart it",
+                pending.key,
+            )
+        return canonical is not None
 
     def _publish(self, pending: Pending, *, leased: bool = True) -> tuple[bytes, bytes | None]:
         """Write an entry and say where it is: its digest, and the one that counts.

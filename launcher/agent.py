@@ -7,6 +7,7 @@ asks for events with a long poll. This class is plain; `gang.py` makes an actor 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotstart.cache.config import node_dir_of
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
@@ -78,6 +80,7 @@ class Agent:
         those that are on their way by then are ended by `stop` or `close`.
         """
         decided_at = time.monotonic() - elapsed_s
+        attempt = _settle_node_dir(attempt)
         self._attempt = attempt
         self._workers = []
         plans = [
@@ -170,10 +173,10 @@ class Agent:
             worker.send(message)
 
     def _emit(self, attempt: int, event: Event) -> None:
+        self._queue.put(attempt, event)  # first: the driver waits for it
         if isinstance(event, WorkerExit):
             self._standbys.attempt_is_over()
             self.cache.gone(event.process_index, attempt)
-        self._queue.put(attempt, event)
 
     def _let_output_go(self) -> None:
         """Workers that are to end must not wait for the driver to take their output."""
@@ -221,6 +224,15 @@ class _Spawner:
 
     def run(self, spawn: Callable[[], Child]) -> Child:
         return self._pool.submit(spawn).result()
+
+
+def _settle_node_dir(attempt: AttemptPlan) -> AttemptPlan:
+    """The plan with this host's node directory: a job's `env` may move the workers' home."""
+    cache = attempt.cache
+    if cache is None or cache.compile != "once":
+        return attempt
+    settled = dataclasses.replace(cache, node_dir=node_dir_of(cache, has_agent=True))
+    return dataclasses.replace(attempt, cache=settled)
 
 
 def _log_name(attempt: int, process_index: int) -> str:

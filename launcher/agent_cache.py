@@ -28,7 +28,7 @@ from hotstart.launcher.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
-_OPEN_S = 30.0
+_OPEN_S = 10.0
 _CORES_A_WORKER = 2
 
 Peers = Callable[[int, str, bytes], bytes | None]
@@ -60,6 +60,9 @@ class AgentCache:
         self._host: HostCache | None = None
         self._asked: dict[int, list[dict[str, Any]]] = {}
         self._options: dict[str, str] = {}
+        self._devices: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._begun: int | None = None
+        self._failed = False
         self._told_stats: dict[str, int] = {}
         self._manifest: Manifest | None = None
         self._awaiting_plan: list[tuple[int, int, Callable[[dict[str, Any]], None]]] = []
@@ -77,13 +80,21 @@ class AgentCache:
         try:
             if config is not None and config.compile == "once":
                 self._open(config, peers)
+        except Exception:
+            self._failed = True
+            logger.exception("the cache cannot be opened here; each worker compiles for itself")
         finally:
-            self._opened.set()
+            with self._lock:
+                self._opened.set()
+                begun, senders = self._begun, dict(self._senders)
+            if begun is not None and self._host is not None:  # an attempt did not wait for it
+                self._host.begin(begun, senders)
 
     def begin(self, attempt: int, senders: Mapping[int, Callable[[dict[str, Any]], None]]) -> None:
         """A new attempt and its workers, by process index."""
         self._opened.wait(_OPEN_S)
         with self._lock:
+            self._begun = attempt
             self._asked = {}
             self._senders = dict(senders)
             self._awaiting_plan.clear()
@@ -96,9 +107,11 @@ class AgentCache:
         if "asked" in message:
             request = dict(message["asked"])
             with self._lock:
-                # One object for equal options, few of which differ: pickle sends it once.
+                # One object for equal values, few of which differ: pickle sends it once.
                 options = str(request.get("options", ""))
                 request["options"] = self._options.setdefault(options, options)
+                devices = tuple(request.get("devices", ()))
+                request["devices"] = self._devices.setdefault(devices, devices)
                 asked = self._asked.setdefault(worker, [])
                 asked.append({**request, "order": len(asked)})
         elif message.get("ask") == "planned":
@@ -143,7 +156,7 @@ class AgentCache:
 
     def flush(self, timeout_s: float) -> bool:
         """Block until what workers published is in the store; False at the timeout or a failure."""
-        return self._store is None or self._store.flush(timeout_s)
+        return not self._failed and (self._store is None or self._store.flush(timeout_s))
 
     def take_stats(self) -> dict[str, int] | None:
         """`HostStats` since the last call; None where workers use their caches on their own."""

@@ -149,7 +149,9 @@ class AttemptLoop:
         while True:
             ended = self._attempt(number)
             if ended is None:
-                return GiveUp(ExitCode.INTERRUPTED, _TOLD_TO_STOP)
+                told = GiveUp(ExitCode.INTERRUPTED, _TOLD_TO_STOP)
+                self._flush(told)
+                return told
             outcome = ended.outcome
             without_step = 0 if ended.stepped else without_step + 1
             decision = decide(

@@ -141,8 +141,9 @@ class Claims:
     ) -> list[Reply]:
         """Ask for `key`; the reply comes now or with a later call.
 
-        `have` is an entry in the member's node directory: it is published where none is, and
-        makes the member a source where it is the published one. `failed` are members, or `STORE`,
+        `have` is an entry in the member's node directory: it is published where none is and
+        nobody is about to publish one, and makes the member a source where it is the published
+        one. `failed` are members, or `STORE`,
         from which the entry of `failed_digest` (None: the published one) could not be read. One
         member may have several claims to one key, even while it holds the lease.
         """
@@ -151,7 +152,7 @@ class Claims:
             failed_digest = state.digest
         replies: list[Reply] = []
         if have is not None and not (member in failed and have.digest == failed_digest):
-            if state.digest is None:
+            if state.digest is None and state.holder is None:
                 _, replies = self.publish(
                     member, key, have.digest, have.size_bytes, in_node=True, in_store=False
                 )
@@ -179,6 +180,7 @@ class Claims:
 
         Returns the digest that counts, and the waiters' replies. The first digest published
         stays, unless the member's lease is to replace it; who published another is no source.
+        While another member has the lease nothing is published: that one may run its own by now.
         An entry that is in neither place is `unstored`.
         """
         state = self._keys.get(key) or self._add(key)
@@ -186,7 +188,7 @@ class Claims:
         if not in_node and not in_store:
             counts = digest if holds or state.digest is None else state.digest
             return counts, self.unstored(member, key)
-        if state.digest is None or holds:
+        if holds or (state.digest is None and state.holder is None):
             if state.digest != digest:
                 state.sources, state.in_store = (), False
             state.digest, state.size_bytes = digest, size_bytes
@@ -195,7 +197,7 @@ class Claims:
             for claim in state.waiting:
                 claim.failed = ()
         elif state.digest != digest:
-            return state.digest, []
+            return state.digest or digest, []
         if in_node:
             state.add_source(member)
         state.in_store |= in_store

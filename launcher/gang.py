@@ -16,7 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.errors import CacheRequired, HostFailed, LauncherError, UsageError
+from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.2
 _CALL_S = 30.0
 _AGENTS_S = 120.0
+_SILENCE_S = 60.0  # an agent that lives answers a poll within 10 s
 
 
 class Gang(AheadCalls):
@@ -41,9 +42,8 @@ class Gang(AheadCalls):
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
         self._ends: dict[int, int] = {}
-        self._polls: dict[Any, int] = {}
+        self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
-        self._check: tuple[Any, type[LauncherError]] | None = None
         self.lost: list[AgentLost] = []
 
     def start_agents(self, is_interrupted: Callable[[], bool]) -> bool:
@@ -90,8 +90,11 @@ class Gang(AheadCalls):
                 hosts=(0,),
             )
             coordinator = answers.get(0)
+        import ray
+
+        agents = ray.put(self._agents)  # once: as an argument they would be written N x N times
         for index, agent in enumerate(self._agents):
-            agent.open_cache.remote(cache, Seat(index, coordinator), self._agents)
+            agent.open_cache.remote(cache, Seat(index, coordinator), agents)
 
     def flush(self, timeout_s: float) -> bool:
         """Block until all that workers published is in the store; False where it is not."""
@@ -112,14 +115,23 @@ class Gang(AheadCalls):
         )
         return [answers[index] for index in sorted(answers) if answers[index]]
 
-    def check_store(self, cache: CacheConfig, source: str) -> None:
-        """Let process 0's host find out whether it can write the cache's location.
+    def check_store(
+        self, cache: CacheConfig, source: str, is_interrupted: Callable[[], bool]
+    ) -> None:
+        """Raise where process 0's host can't write the cache's location, which `source` has set.
 
-        Does not block: where it can't, `events` raises `UsageError`, in strict mode
-        `CacheRequired`. `source` is who has set the location; see `store_check`.
+        `UsageError`, in strict mode `CacheRequired`; see `store_check`. A lost agent says nothing,
+        and once `is_interrupted` it is not waited for.
         """
-        kind = CacheRequired if cache.strict else UsageError
-        self._check = self._agents[0].check_store.remote(cache, source), kind
+        import ray
+
+        ref = self._agents[0].check_store.remote(cache, source)
+        while not ray.wait([ref], timeout=_POLL_S)[0]:
+            if is_interrupted():
+                return
+        with contextlib.suppress(ray.exceptions.RayError):
+            if problem := ray.get(ref):
+                raise (CacheRequired if cache.strict else UsageError)(problem)
 
     def fresh_coordinator(self) -> str | None:
         """`host:port` for the jax.distributed coordinator, on process 0's host.
@@ -144,20 +156,21 @@ class Gang(AheadCalls):
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.
 
-        An agent that has died is added to `lost`. Raises what `check_store` has found.
+        An agent that has died is added to `lost`.
         """
         import ray
 
-        self._raise_problem()
+        asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
-            if index not in self._polls.values() and not self._is_lost(index):
+            if index not in asked and not self._is_lost(index):
                 ref = self._agents[index].events.remote(self._cursors[index])
-                self._polls[ref] = index
+                self._polls[ref] = index, time.monotonic()
+        self._lose_silent()
         if not self._polls:
             return
         ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
         for ref in ready:
-            index = self._polls.pop(ref)
+            index, _ = self._polls.pop(ref)
             try:
                 batch = ray.get(ref)
             except ray.exceptions.RayError as error:
@@ -246,18 +259,13 @@ class Gang(AheadCalls):
                 self._lose(index, error)
         return answers
 
-    def _raise_problem(self) -> None:
-        import ray
-
-        if self._check is None:
-            return
-        ref, kind = self._check
-        if ray.wait([ref], timeout=0)[0]:
-            self._check = None
-            with contextlib.suppress(ray.exceptions.RayError):  # a lost agent says nothing
-                problem = ray.get(ref)
-                if problem:
-                    raise kind(problem)
+    def _lose_silent(self) -> None:
+        """An agent that is stopped, or cut off, neither answers nor dies."""
+        now = time.monotonic()
+        for ref, (index, asked_at) in list(self._polls.items()):
+            if now - asked_at > _SILENCE_S:
+                del self._polls[ref]
+                self._lose(index, None)
 
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)

@@ -140,6 +140,10 @@ class HostCache:
 
     def _take(self, worker: int, message: dict[str, Any], send: Send) -> None:
         key, number = str(message.get("key", "")), int(message.get("request", 0))
+        required = self.store.required
+        if required is not None and message["ask"] in ("resolve", "probe"):
+            send({"request": number, "answer": "required", "error": required})
+            return
         match message["ask"]:
             case "resolve":
                 self._claim(worker, number, wanted_of(key, message["failed"]), send)

@@ -71,6 +71,7 @@ class HostStore:
         self._outage: StoreError | None = None
         self._bad: set[str] = set()
         self._warned = False
+        self.required: str | None = None  # strict mode: what workers are to be told from now on
         self._uploads: HostUploads | None = None
         if far is not None and config.mode == "read-write":
             self._uploads = HostUploads(near, far, self._note_upload, self.trouble, threads=threads)
@@ -196,6 +197,8 @@ class HostStore:
         """Count a failed operation; the first one is a warning."""
         self.count(errors=1)
         with self._lock:
+            if self.strict and store is self.far and verb in ("read", "write"):
+                self.required = f"the cache is required and cannot be used: {error}"
             first, self._warned = not self._warned, True
         level = logging.WARNING if first else logging.DEBUG
         logger.log(level, "cannot %s %s in %s, going on without: %s", verb, name, store.url, error)

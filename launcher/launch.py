@@ -138,8 +138,9 @@ class Run:
         try:
             gang.open_cache(cache)
             if cache is not None and self._unchecked and _is_bucket(cache.location):
-                self._unchecked = False  # once: later on an outage costs no more than time
-                gang.check_store(cache, self._launched_from.get("cache_source") or "default")
+                source = self._launched_from.get("cache_source") or "default"
+                gang.check_store(cache, source, self._interrupted.is_set)
+                self._unchecked = False  # once: later an outage costs only time
         except BaseException:
             gang.close()
             raise

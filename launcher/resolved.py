@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hotstart.launcher.claims import STORE
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -89,6 +91,15 @@ class Task:
     def key(self) -> str:
         """The key that is wanted."""
         return self.wanted.key
+
+    @property
+    def store_is_lost(self) -> bool:
+        """Whether the store could not be asked, so that nothing is known of it."""
+        return STORE in self.failed and self.failed_digest is None
+
+    def without_store(self) -> Task:
+        """The same after failing to ask the store."""
+        return replace(self, failed=self.failed | {STORE})
 
     def without(self, sources: set[int], digest: bytes) -> Task:
         """The same after failing to read `digest` there."""

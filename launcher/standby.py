@@ -200,9 +200,9 @@ def _file_of(name: str, module: object) -> str | None:
     if not isinstance(module, ModuleType) or isinstance(module, _LAZY):
         return None
     spec = vars(module).get("__spec__")
-    if spec is None or spec.name != name or not spec.has_location:
-        return None
-    return spec.origin
+    if getattr(spec, "name", None) != name or not getattr(spec, "has_location", False):
+        return None  # some modules make up a spec of their own kind
+    return getattr(spec, "origin", None)
 
 
 class _Priority:

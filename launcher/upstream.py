@@ -272,8 +272,10 @@ class Upstream:
         )
         return here
 
-    def _read(self, task: Task, *, absent: bool) -> Resolved:
+    def _read(self, task: Task, *, absent: bool) -> Resolved | None:
         """The lease is this host's: look into the store, then between clusters."""
+        if task.store_is_lost:
+            return MayCompile(absent=False)
         leased, certain = False, task.failed_digest is None
         here: Here | None = None
         try:
@@ -288,6 +290,10 @@ class Upstream:
             if self._store.strict:
                 self._release(task, store_lease=False)
                 return Unreadable(f"the cache is required and cannot be used: {error}")
+            if task.wanted.may_compile and task.failed_digest is None:
+                # Who waits for this host may reach the store, and is asked first.
+                self._release(task, store_lease=False)
+                return self._claim(task.without_store(), None)
             certain = False
         if here is not None:
             return self._share(task, here)

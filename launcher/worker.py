@@ -8,6 +8,7 @@ as `python script.py` would run it, with its own exit code. There is no Ray in t
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import ctypes
@@ -64,21 +65,26 @@ def main() -> None:
     agent = AgentLink(messages)
     threading.Thread(target=agent.obey, name="hotstart-agent", daemon=True).start()
     failed = True
+    failed_exit = _FailedExit()
     try:
-        _prepare(plan, progress, channel, agent)
+        _prepare(plan, progress, channel, agent, failed_exit)
         context._reporter = _reporter(progress)
         progress.reached("user_code")
         run_program(plan.attempt.program)
         failed = False
     except SystemExit as error:
         failed = error.code not in (None, 0)
+        if failed:
+            failed_exit.code = error.code if isinstance(error.code, int) else 1
         raise
     except Exception as error:
         if _is_cache_required(error):
             channel.send({"cache_required": str(error)})
             logger.error("%s", error)
+            failed_exit.code = EXIT_CACHE_REQUIRED
             sys.exit(EXIT_CACHE_REQUIRED)
         print_traceback(error)
+        failed_exit.code = 1
         sys.exit(1)
     finally:
         _end(progress, failed=failed)
@@ -106,10 +112,36 @@ def _end(progress: Progress, *, failed: bool) -> None:
     progress.close()
 
 
-def _prepare(plan: WorkerPlan, progress: Progress, channel: Channel, agent: AgentLink) -> None:
+class _FailedExit:
+    """Ends a failed process, once `code` is set, before JAX waits for the others to end too.
+
+    JAX does so at exit, for five minutes, while they may be stuck in a collective with this
+    process; and this process's end is what tells the agent. Handlers run last in, first out:
+    registered right after jax is imported, this one comes after the program's own.
+    """
+
+    code: int | None = None
+
+    def __call__(self) -> None:
+        if self.code is not None:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(self.code & 0xFF)
+
+
+def _prepare(
+    plan: WorkerPlan,
+    progress: Progress,
+    channel: Channel,
+    agent: AgentLink,
+    failed_exit: Callable[[], None],
+) -> None:
     """Cache, then jax.distributed; the user's code comes after both."""
     import jax
 
+    atexit.register(failed_exit)
     progress.reached("import_jax")
     attempt = plan.attempt
     if attempt.cache is not None:
@@ -234,11 +266,17 @@ class AgentLink:
             if "request" in message:
                 self.answers(message)
             elif "stop_within_s" in message:
-                _stop(float(message["stop_within_s"]), ask=bool(message.get("ask")))
+                # On a thread of its own: to flush, and to checkpoint, takes answers.
+                threading.Thread(
+                    target=_stop,
+                    args=(float(message["stop_within_s"]), bool(message.get("ask"))),
+                    name="hotstart-stop",
+                    daemon=True,
+                ).start()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stop(grace_s: float, *, ask: bool) -> None:
+def _stop(grace_s: float, ask: bool) -> None:
     from hotstart import cache
     from hotstart.cache import active
 

@@ -67,10 +67,10 @@ def test_signal_while_a_bucket_does_not_answer_ends_at_once(
             launched.signal(number)
             sent = time.monotonic()
             finished = launched.wait(timeout_s=20)
-    assert (finished.exit_code, finished.stdout) == (130, ""), finished.shown
-    assert finished.stderr == "hotstart: interrupted\n"
-    assert time.monotonic() - sent < 3.0
-    assert here.run_names() == []
+    assert finished.exit_code == 130, finished.shown
+    assert time.monotonic() - sent < 5.0  # Ray, which was started here, has to end too
+    report = here.report()
+    assert (report["state"], report["exit_code"], report["attempts"]) == ("interrupted", 130, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -225,3 +225,15 @@ except CacheRequired as error:
     first, _, message = output.partition("\n")
     assert (exit_code, first) == (0, "True True")
     assert message.startswith("the cache is required and cannot be read: cannot read gs://bucket/")
+
+
+def test_end_of_a_program_waits_for_the_import_of_the_buckets_client(tmp_path):
+    """Python ends daemon threads wherever they are; inside of an import that aborts the process."""
+    client = tmp_path / "gcsfs"
+    client.mkdir()
+    (client / "__init__.py").touch()
+    (client / "core.py").write_text("import time\ntime.sleep(2)\nprint('imported')\n")
+    code = "import jax, hotstart.cache\nhotstart.cache.enable('gs://bucket/prefix')\nprint('ends')"
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+
+    assert run(code, PYTHONPATH=path, HOTSTART_HOME=tmp_path) == (0, "ends\nimported\n", "")

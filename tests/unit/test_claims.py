@@ -157,11 +157,10 @@ def test_publish_another_digest_returns_the_first_and_is_no_source(published: Cl
     assert ask(published, 2) == found(0)
 
 
-def test_publish_without_the_lease_ends_it_and_answers_waiters(held: Claims) -> None:
-    digest, replies = publish(held, 5)
-    assert (digest, answers(replies)) == (D1, {1: found(5), 2: found(5)})
-    assert publish(held, 0, D2) == (D1, [])
-    assert ask(held, 3) == found(5)
+def test_publish_while_another_has_the_lease_is_not_the_gangs(held: Claims) -> None:
+    assert publish(held, 5) == (D1, [])  # who compiled it alone goes on with it alone
+    digest, replies = publish(held, 0, D2)
+    assert (digest, answers(replies)) == (D2, {1: found(0, digest=D2), 2: found(0, digest=D2)})
 
 
 def test_publish_never_claimed_is_found(claims: Claims) -> None:
@@ -194,10 +193,10 @@ def test_claim_with_an_entry_publishes_it(claims: Claims) -> None:
     assert ask(claims, 4) == found(3)
 
 
-def test_claim_with_an_entry_answers_the_waiters(held: Claims) -> None:
-    replies = held.claim(3, 103, KEY, have=Held(D1, 10))
-    assert answers(replies) == {1: found(3), 2: found(3), 3: found(3)}
-    assert publish(held, 0, D2) == (D1, [])
+def test_claim_with_an_entry_waits_for_the_holder_who_may_run_another(held: Claims) -> None:
+    assert held.claim(3, 103, KEY, have=Held(D1, 10)) == []
+    _, replies = publish(held, 0, D2)
+    assert answers(replies) == {n: found(0, digest=D2) for n in (1, 2, 3)}
 
 
 def test_claim_with_the_published_entry_becomes_a_source(published: Claims) -> None:
@@ -526,7 +525,7 @@ class AnyOrder(RuleBasedStateMachine):
         before = self.holders()
         self.requests += 1
         self.open[self.requests] = (member, key, may_compile)
-        ended = {key} if have is not None and self.published(key) is None else set()
+        ended: set[str] = set()
         if have is not None:
             self.ever[key].add(have)
         held = None if have is None else Held(have, 10)
@@ -538,15 +537,15 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(member=MEMBERS, key=KEYS, digest=DIGESTS, in_node=st.booleans(), in_store=st.booleans())
     def publish(self, member: int, key: str, digest: bytes, in_node: bool, in_store: bool) -> None:
         before, was, waiting = self.holders(), self.published(key), self.waiting(key)
-        takes = was is None or self.holds(member, key)
+        takes = self.holds(member, key) or (was is None and key not in before)
         ended = {key} if takes else set()
         counts, replies = self.claims.publish(
             member, key, digest, 10, in_node=in_node, in_store=in_store
         )
-        assert counts == (digest if takes else was)
+        assert counts == (digest if takes else was or digest)
         if in_node or in_store:
-            self.ever[key].add(counts)
             if takes:
+                self.ever[key].add(counts)
                 assert [reply.request for reply in replies] == waiting
                 assert all(isinstance(reply.answer, Found) for reply in replies)
         self.take(before, ended, replies)

@@ -18,6 +18,7 @@ from hotstart.cache.keys import (
     local_ranks,
     process_independent_options,
     processor_identity,
+    turns_autotuning_off,
 )
 
 pytestmark = pytest.mark.unit
@@ -241,3 +242,18 @@ def test_options_of_other_programs_come_back_as_they_are(assignment, devices, pl
 )  # fmt: skip
 def test_compile_once_flags_turn_sharded_autotuning_off_unless_it_is_set(given, flags):
     assert compile_once_flags(given) == flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "off"),
+    [
+        ("", False),
+        ("--xla_gpu_shard_autotuning", False),
+        ("--xla_gpu_shard_autotuning=true", False),
+        ("--xla_gpu_shard_autotuning=false", True),
+        ("--a=1 --xla_gpu_shard_autotuning=true --xla_gpu_shard_autotuning=0", True),
+        (compile_once_flags("--a=1"), True),
+    ],
+)
+def test_turns_autotuning_off_is_what_the_last_setting_says(flags, off):
+    assert turns_autotuning_off(flags) is off
