@@ -543,11 +543,10 @@ class AnyOrder(RuleBasedStateMachine):
             member, key, digest, 10, in_node=in_node, in_store=in_store
         )
         assert counts == (digest if takes else was or digest)
-        if in_node or in_store:
-            if takes:
-                self.ever[key].add(counts)
-                assert [reply.request for reply in replies] == waiting
-                assert all(isinstance(reply.answer, Found) for reply in replies)
+        if takes and (in_node or in_store):
+            self.ever[key].add(counts)
+            assert [reply.request for reply in replies] == waiting
+            assert all(isinstance(reply.answer, Found) for reply in replies)
         self.take(before, ended, replies)
 
     @rule(member=MEMBERS, key=KEYS)
