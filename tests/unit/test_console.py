@@ -17,6 +17,7 @@ from hotstart.launcher.workers import Output
 pytestmark = pytest.mark.unit
 
 Pipe = tuple[int, TextIO]
+_KEPT_OPEN: list[TextIO] = []
 
 
 @pytest.fixture
@@ -25,8 +26,9 @@ def pipe() -> Iterator[Pipe]:
     reader, writer = os.pipe()
     stream = os.fdopen(writer, "w", encoding="utf-8")
     yield reader, stream
-    stream.close()
     os.close(reader)
+    # The console's thread may be about to point the descriptor elsewhere: nobody else may get it.
+    _KEPT_OPEN.append(stream)
 
 
 def test_console_lines_keep_their_order() -> None:
