@@ -7,7 +7,8 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+
+from hotstart.cache.process import boot_and_pid_namespace, is_certainly_gone, process_started
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Holder:
         """The calling process; `lease_id` tells its leases apart."""
         pid = os.getpid()
         holder = f"{socket.gethostname()}/{pid}"
-        return cls(holder, lease_id, _where(), pid, _started(pid) or 0)
+        return cls(holder, lease_id, _where(), pid, process_started(pid) or 0)
 
     @classmethod
     def read(cls, claim: bytes | None) -> Holder:
@@ -49,28 +50,9 @@ class Holder:
         # 0 and below would ask about process groups.
         if not (self.where and self.started and 0 < self.pid < 2**31) or self.where != _where():
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass  # another user's process
-        started = _started(self.pid)
-        return started is not None and started != self.started
+        return is_certainly_gone(self.pid, self.started)
 
 
 def _where() -> str:
-    try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> int | None:
-    """When a process started, -1 for a zombie, None where it can't be told."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return -1 if stat[0] in "ZX" else int(stat[19])
+    boot_id, pid_namespace = boot_and_pid_namespace()
+    return f"{boot_id} {pid_namespace}".strip()

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_digest, entry_name
 from hotstart.cache.errors import CacheRequired, EntryError, StoreError, TransientError
+from hotstart.cache.repair import discard_bad
 from hotstart.cache.resolve import Answer, Compile, EachForItself, InNode, Resolver
 from hotstart.cache.store import Store
 from hotstart.cache.uploads import Pending, Uploads
@@ -129,7 +130,7 @@ class SharedCache:
             self._unloadable.setdefault(key, set()).add(entry.digest)
         if self._node is not None:
             try:
-                _discard_bad(self._node, key, entry.digest)
+                discard_bad(self._node, key, entry.digest)
             except StoreError as error:
                 self._trouble("repair", self._node, entry_name(key), error)
 
@@ -198,7 +199,7 @@ class SharedCache:
             except EntryError as error:
                 self._counters.add(errors=1)
                 logger.warning("%s in %s: %s; reading it again", name, self._node.url, error)
-                _discard_bad(self._node, key)
+                discard_bad(self._node, key)
         except StoreError as error:
             self._trouble("read", self._node, name, error)
         return None
@@ -298,7 +299,7 @@ class SharedCache:
         name = entry_name(pending.key)
         try:
             if repair:
-                _discard_bad(tier, pending.key, pending.replaces)
+                discard_bad(tier, pending.key, pending.replaces)
             created = tier.create(name, data)
         except StoreError as error:
             self._trouble("write", tier, name, error)
@@ -316,21 +317,3 @@ class SharedCache:
             first, self._warned = not self._warned, True
         level = logging.WARNING if first else logging.DEBUG
         logger.log(level, "cannot %s %s in %s, going on without: %s", verb, name, store.url, error)
-
-
-def _discard_bad(store: Store, key: str, unloadable: bytes | None = None) -> None:
-    """Remove the entry of `key` if it does not verify or has the digest `unloadable`.
-
-    What a peer has put there meanwhile stays: the generation is older than the bytes looked at.
-    """
-    name = entry_name(key)
-    found = store.stat(name)
-    data = None if found is None else store.get(name)
-    if found is None or data is None:
-        return
-    try:
-        bad = decode(key, data).digest == unloadable
-    except EntryError:
-        bad = True
-    if bad:
-        store.delete(name, found.generation)

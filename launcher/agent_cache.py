@@ -24,14 +24,13 @@ from hotstart.launcher.host_cache import HostCache
 from hotstart.launcher.host_store import HostStore
 from hotstart.launcher.manifest import Manifest, ManifestError
 from hotstart.launcher.questions import own_way
+from hotstart.launcher.sources import Peers
 from hotstart.launcher.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
 _OPEN_S = 10.0
 _CORES_A_WORKER = 2
-
-Peers = Callable[[int, str, bytes], bytes | None]
 
 
 @dataclass(frozen=True)

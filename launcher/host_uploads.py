@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import decode, entry_name
 from hotstart.cache.errors import EntryError, StoreError
+from hotstart.cache.repair import discard_bad
 from hotstart.cache.store import Store
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class HostUploads:
             return False
         try:
             if repair:
-                self._discard(key, replaces)
+                discard_bad(self._far, key, replaces)
             if self._far.create(name, data):
                 self._on_created(len(data))
         except StoreError as error:
@@ -143,17 +144,3 @@ class HostUploads:
             found = self._near.stat(_PENDING + name)
             if found is not None:
                 self._near.delete(found.name, found.generation)
-
-    def _discard(self, key: str, replaces: bytes | None) -> None:
-        """Remove the store's entry if it does not verify or is `replaces`; a good one stays."""
-        name = entry_name(key)
-        found = self._far.stat(name)
-        data = None if found is None else self._far.get(name)
-        if found is None or data is None:
-            return
-        try:
-            bad = decode(key, data).digest == replaces
-        except EntryError:
-            bad = True
-        if bad:
-            self._far.delete(name, found.generation)

@@ -7,8 +7,9 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from hotstart.cache.process import boot_and_pid_namespace, is_certainly_gone, process_started
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,13 @@ class OwnerIdentity:
     @classmethod
     def of_this_process(cls) -> OwnerIdentity:
         """The identity of the calling process."""
-        try:
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-            pid_namespace = str(Path("/proc/self/ns/pid").readlink())
-        except OSError:
-            boot_id, pid_namespace = "", ""
+        boot_id, pid_namespace = boot_and_pid_namespace()
         try:
             user = getpass.getuser()
         except (KeyError, OSError):  # a container's uid without a name
             user = f"uid {os.getuid()}"
         pid = os.getpid()
-        started = _process_started(pid) or 0
+        started = process_started(pid) or 0
         return cls(socket.gethostname(), user, pid, started, boot_id, pid_namespace)
 
     def sees(self, other: OwnerIdentity) -> bool:
@@ -52,16 +49,7 @@ class OwnerIdentity:
 
     def knows_dead(self, other: OwnerIdentity) -> bool:
         """Whether the other process is certainly dead; False where it can't be told."""
-        if not self.sees(other):
-            return False
-        try:
-            os.kill(other.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass  # another user's process
-        started = _process_started(other.pid)
-        return started is not None and started != other.pid_started
+        return self.sees(other) and is_certainly_gone(other.pid, other.pid_started)
 
 
 def identity_from(facts: Mapping[str, Any] | None) -> OwnerIdentity | None:
@@ -73,15 +61,3 @@ def identity_from(facts: Mapping[str, Any] | None) -> OwnerIdentity | None:
     if not 0 < facts["pid"] < 2**31:  # 0 and below would ask about process groups
         return None
     return OwnerIdentity(**{k: facts[k] for k in types})
-
-
-def _process_started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot, -1 for a zombie, None if unreadable.
-
-    See proc_pid_stat(5); the command in the second field may hold spaces and parentheses.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return -1 if fields[0] in "ZX" else int(fields[19])

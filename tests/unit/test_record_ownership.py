@@ -218,7 +218,7 @@ def process():
 
 
 def identity_of(process: subprocess.Popen) -> OwnerIdentity:
-    code = "from hotstart.launcher.identity import _process_started as s; print(s({}))"
+    code = "from hotstart.cache.process import process_started as s; print(s({}))"
     started = subprocess.run(
         [sys.executable, "-c", code.format(process.pid)], capture_output=True, text=True, check=True
     )
