@@ -56,6 +56,7 @@ class Agent:
         self._scratch = tempfile.mkdtemp(prefix="hotstart-agent-")
         self._guard.watch_folder(self._scratch)
         self._queue = EventQueue()
+        self._coordinator_port = socket.socket()
         self._workers: list[WorkerProcess] = []
         self._attempt: AttemptPlan | None = None
         self._spawner = _Spawner()
@@ -68,10 +69,18 @@ class Agent:
         return HostInfo(socket.gethostname(), self._ip, os.getpid())
 
     def free_port(self) -> int:
-        """A port of this host that nobody listens on just now."""
-        with socket.socket() as probe:
-            probe.bind((self._ip, 0))
-            return int(probe.getsockname()[1])
+        """A port of this host that is kept for the coordinator of jax.distributed.
+
+        Until the next one is asked for, nobody gets it who does not share ports (SO_REUSEPORT), as
+        the server of jax.distributed does. Between a mere look and that server's start any
+        connection of this host could take it, and JAX crashes then.
+        """
+        port = socket.socket()
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port.bind((self._ip, 0))
+        self._coordinator_port.close()
+        self._coordinator_port = port
+        return int(port.getsockname()[1])
 
     def start(self, attempt: AttemptPlan, processes: tuple[int, ...], elapsed_s: float) -> None:
         """Spawn this host's workers; returns once they are on their way.
@@ -139,6 +148,7 @@ class Agent:
         self._let_output_go()
         self._standbys.close()
         self.cache.close()
+        self._coordinator_port.close()
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,18 @@ def test_event_queue_of_an_attempt_that_ends_leaves_out_what_finds_no_room() -> 
     queue.put(1, LINES)
     queue.put(2, LINES)
     assert queue.after(queue.end - 1, 0.0).events == ((2, LINES),)
+
+
+def test_agent_port_is_kept_for_a_server_that_shares_it_until_the_next(agent: Agent) -> None:
+    port = agent.free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("127.0.0.1", port))
+    assert agent.free_port() != port
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
 
 
 def test_agent_second_spawn_fails_the_first_worker_is_ended(
