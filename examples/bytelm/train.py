@@ -101,9 +101,7 @@ class Trainer:
         )
         self.init = jax.jit(init, out_shardings=replicated)
         self.step = jax.jit(step, out_shardings=replicated, donate_argnums=0)
-        self.parameter_count = sum(
-            math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(build)[0]))
-        )
+        self.parameter_count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes[0]))
 
     def spread(self, batch: np.ndarray) -> jax.Array:
         """The global batch as an array over all devices; each process hands over its rows."""

@@ -52,6 +52,8 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
     marker, token = secrets.token_hex(8), secrets.token_hex(32)
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # Ray's sockets need short paths
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    temporary = folder / "t"  # what its processes leave when they are killed
+    temporary.mkdir()
     try:
         ports = _free_ports(6)
         url = f"http://127.0.0.1:{ports[1]}"
@@ -60,7 +62,11 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
                 + _options(ports, folder, num_cpus),
-                env=_clean_environ() | dict(environ) | client | {_MARKER: marker},
+                env=_clean_environ()
+                | {"TMPDIR": str(temporary)}
+                | dict(environ)
+                | client
+                | {_MARKER: marker},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
