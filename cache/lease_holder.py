@@ -1,4 +1,4 @@
-"""Which process made a lease's claim, so that its death can be told on the same host."""
+"""Which process made a lease's claim, so that its death can be told, and need be told once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Holder:
     """Which process made a claim. See proc_pid_stat(5) for `started`, in clock ticks since boot.
 
     `where` names the boot and the pid namespace: pids of others can't be looked up. Without
-    `/proc` it is empty, and death is never certain.
+    `/proc` it is empty, and death is never certain. `owner` is common to all the leases that beat
+    on one thread.
     """
 
     holder: str = "another process"
@@ -24,13 +25,14 @@ class Holder:
     where: str = ""
     pid: int = 0
     started: int = 0
+    owner: str = ""
 
     @classmethod
-    def of_this_process(cls, lease_id: str) -> Holder:
+    def of_this_process(cls, lease_id: str, owner: str = "") -> Holder:
         """The calling process; `lease_id` tells its leases apart."""
         pid = os.getpid()
         holder = f"{socket.gethostname()}/{pid}"
-        return cls(holder, lease_id, _where(), pid, process_started(pid) or 0)
+        return cls(holder, lease_id, _where(), pid, process_started(pid) or 0, owner)
 
     @classmethod
     def read(cls, claim: bytes | None) -> Holder:
@@ -51,6 +53,27 @@ class Holder:
         if not (self.where and self.started and 0 < self.pid < 2**31) or self.where != _where():
             return False
         return is_certainly_gone(self.pid, self.started)
+
+
+class LostOwners:
+    """Who has been seen to give no sign for a time to live, up to when by the store's own clock.
+
+    A cluster that died leaves many leases. All of an owner's beat on one thread, so what one has
+    shown holds for those that were silent as early; what an owner did later shows that it lives.
+    """
+
+    def __init__(self) -> None:
+        self._last_sign_s: dict[str, float] = {}
+
+    def note(self, holder: Holder, last_sign_s: float) -> None:
+        """Nothing has come from its lease for a time to live since `last_sign_s`."""
+        if holder.owner:
+            self._last_sign_s[holder.owner] = last_sign_s
+
+    def has(self, holder: Holder, last_sign_s: float, slack_s: float) -> bool:
+        """Whether a lease whose last sign is as old, give or take `slack_s`, is lost with it."""
+        known_s = self._last_sign_s.get(holder.owner)
+        return known_s is not None and last_sign_s <= known_s + slack_s
 
 
 def _where() -> str:

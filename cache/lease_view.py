@@ -68,6 +68,10 @@ class View:
         """What changes as long as the holder of an epoch lives."""
         return frozenset((m.stat.name, m.stat.generation) for m in self.marks if m.epoch == epoch)
 
+    def last_sign_s(self, epoch: int) -> float:
+        """When the holder of an epoch last moved, by the store's own clock."""
+        return max((m.stat.modified_s for m in self.marks if m.epoch == epoch), default=0.0)
+
     def is_same_as(self, other: View) -> bool:
         """Whether nothing has moved between two listings but what earlier epochs left."""
         epoch = self.epoch
@@ -78,12 +82,13 @@ class View:
 
 @dataclass
 class Lease:
-    """A lease of this process. `generation` and `gate` are None until they are known."""
+    """A lease of this process's `owner`. `generation` and `gate` are None until they are known."""
 
     key: str
     epoch: int
     since_s: float
     due_s: float
+    owner: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     generation: int | None = None
     gate: int | None = None
@@ -93,7 +98,7 @@ class Lease:
     @property
     def claim(self) -> bytes:
         """The claim's bytes, which no other lease has."""
-        return Holder.of_this_process(self.id).claim()
+        return Holder.of_this_process(self.id, self.owner).claim()
 
 
 def removable(lease: Lease, view: View, *, is_ours: bool) -> list[ObjectStat]:

@@ -10,10 +10,11 @@ creates it has the lease, and it goes last, so while it stands nobody comes in b
 Taking over. An observer that has seen nothing move in the highest epoch for `ttl_s` on its own
 monotonic clock creates the claim of the next epoch, lists once more, and backs out if the holder
 has moved or released after all. It need not wait where it sees that the holder was a process of
-its own host, and is gone. Create-only names give each epoch one believer. There is one
-believer in all unless a live holder was taken over (suspended, or cut off for `ttl_s`); that
-costs a compilation, never a wrong result. Deletions take generations learned while the lease was
-certainly the holder's own, so no release removes a successor's lease.
+its own host, and is gone, nor where it has waited for another lease of the same owner in vain
+(`LostOwners`): a dead cluster costs `ttl_s` once. Create-only names give each epoch one believer.
+There is one believer in all unless a live holder was taken over (suspended, or cut off for
+`ttl_s`); that costs a compilation, never a wrong result. Deletions take generations learned while
+the lease was certainly the holder's own, so no release removes a successor's lease.
 
 Requests. Without contention 3: a create to claim, a list and a delete to release. The list is
 what tells the generation to delete and whether there is a successor; it is not on the way to the
@@ -42,12 +43,13 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Literal
 
 from hotstart.cache.entry import entry_name
 from hotstart.cache.errors import AccessDenied, StoreError
-from hotstart.cache.lease_holder import Holder
+from hotstart.cache.lease_holder import Holder, LostOwners
 from hotstart.cache.lease_view import Lease, View, lease_name, removable
 from hotstart.cache.store import Store
 
@@ -102,6 +104,7 @@ class StoreLeases:
         self._renew_in_background = renew_in_background
         self._on_error = on_error
         self._is_closed = False
+        self._lost = LostOwners()
         self._keeper: threading.Thread | None = None
         self._start_anew()
 
@@ -220,7 +223,7 @@ class StoreLeases:
             if holder is None or epoch != view.epoch:
                 epoch = view.epoch
                 holder = Holder.read(self._store.get(lease_name(key, epoch)))
-            if holder.is_certainly_dead() and self._take_over(key, view):
+            if self._is_dead(holder, view) and self._take_over(key, view):
                 return "mine"
             now_s = self._clock()
             if now_s >= log_s:
@@ -235,8 +238,14 @@ class StoreLeases:
             if not view.is_same_as(before):
                 seen_s = self._clock()
             elif asked_s - seen_s >= self._ttl_s and self._take_over(key, view):
+                self._lost.note(holder, view.last_sign_s(epoch))
                 return "mine"
         return "released"
+
+    def _is_dead(self, holder: Holder, view: View) -> bool:
+        last_sign_s = view.last_sign_s(view.epoch)
+        lost = self._lost.has(holder, last_sign_s, self._ttl_s / 2)
+        return lost or holder.is_certainly_dead()
 
     def _take_over(self, key: str, stale: View) -> bool:
         lease = self._new_lease(key, stale.epoch + 1)
@@ -312,7 +321,7 @@ class StoreLeases:
 
     def _new_lease(self, key: str, epoch: int) -> Lease:
         now_s = self._clock()
-        return Lease(key, epoch, now_s, due_s=now_s + self._ttl_s / 4)
+        return Lease(key, epoch, now_s, now_s + self._ttl_s / 4, self._owner)
 
     def _hold(self, lease: Lease) -> None:
         with self._changed:
@@ -351,6 +360,7 @@ class StoreLeases:
 
     def _start_anew(self) -> None:
         self._pid = os.getpid()
+        self._owner = uuid.uuid4().hex
         self._changed = threading.Condition()
         self._held: dict[str, Lease] = {}
         self._keeper = None

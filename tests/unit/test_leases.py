@@ -24,6 +24,7 @@ from hotstart.cache.lease_resolver import LeaseResolver
 from hotstart.cache.leases import StoreLeases, poll_interval_s
 from hotstart.cache.resolve import Answer, Compile, InNode, InStore
 from hotstart.cache.store import ObjectStat, open_store
+from tests.support import memory_store
 from tests.support.memory_store import MemoryStore
 from tests.unit.conftest import FakeClock
 
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.unit
 
 HASH = "0123456789abcdef" * 4
 KEY = f"jit_step-{HASH}"
+OTHER_KEY = f"jit_other-{HASH}"
 PREFIX = f"leases/v1/{HASH}-jit_step@"
 ENTRY = f"entries/v1/{HASH}-jit_step"
 FAILED_ONCE = (InNode(), InStore())
@@ -386,6 +388,34 @@ def test_holder_that_died_is_taken_over_after_the_time_to_live(store, process, c
     assert store.names() == []
 
 
+def test_leftovers_of_a_dead_process_cost_its_time_to_live_once(process, clock):
+    dead, waiter = process(), process()
+    for key in (KEY, OTHER_KEY):
+        dead.claim(key)
+    clock.now_s += 8
+    dead.renew()
+
+    assert waiter.await_or_claim(KEY) == "mine"
+    taken_s = clock.now_s
+    assert waiter.await_or_claim(OTHER_KEY) == "mine"
+    assert clock.now_s == taken_s
+
+
+def test_lease_that_a_process_takes_after_it_was_thought_dead_is_waited_for(
+    store, process, clock, monkeypatch
+):
+    monkeypatch.setattr(memory_store.time, "time", clock)
+    suspended, waiter = process(), process()
+    suspended.claim(KEY)
+    assert waiter.await_or_claim(KEY) == "mine"
+
+    suspended.claim(OTHER_KEY)
+    taken_s = clock.now_s
+
+    assert waiter.await_or_claim(OTHER_KEY) == "mine"
+    assert clock.now_s >= taken_s + 30
+
+
 DIES = """
 import os, signal, sys
 from hotstart.cache.leases import StoreLeases
@@ -452,7 +482,8 @@ def test_holder_reads_what_a_claim_says(store, process):
 
     holder = Holder.read(MemoryStore.get(store, f"{PREFIX}00001"))
 
-    assert holder == Holder.of_this_process(holder.id)
+    assert holder == Holder.of_this_process(holder.id, holder.owner)
+    assert len(holder.owner) == 32
 
 
 def test_holder_that_died_after_beats_leaves_nothing_when_its_successor_releases(
