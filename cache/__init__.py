@@ -30,6 +30,7 @@ def enable(
     max_size_bytes: int | None = 50 << 30,
     deadline_s: float = 30.0,
     flush_timeout_s: float = 60.0,
+    signing_key_file: str | None = None,
 ) -> None:
     """Put the shared cache in place for all later compilations of this process.
 
@@ -38,9 +39,10 @@ def enable(
     flushed at exit and on SIGTERM (unless the program has a handler of its own).
 
     Does not block on the network, except in strict mode, where one request shows that the
-    location can be read. Raises `InvalidLocation`, and `CacheRequired` in strict mode. Where
-    JAX's internals are unfamiliar, warns and leaves JAX its own cache. A second call with other
-    settings warns and changes nothing: call `disable` first.
+    location can be read. Raises `InvalidLocation`, `SigningKeyError` where a signing key is set
+    and can't be used, and `CacheRequired` in strict mode. Where JAX's internals are unfamiliar,
+    warns and leaves JAX its own cache. A second call with other settings warns and changes
+    nothing: call `disable` first.
     """
     from hotstart.cache import active, config
 
@@ -55,6 +57,7 @@ def enable(
             max_size_bytes=max_size_bytes,
             deadline_s=deadline_s,
             flush_timeout_s=flush_timeout_s,
+            signing_key_file=signing_key_file,
         )
     )
 

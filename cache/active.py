@@ -20,10 +20,12 @@ from hotstart.cache.config import CacheConfig, hotstart_home, node_dir_of
 from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
 from hotstart.cache.jaxlink import JaxLink, has_backend
+from hotstart.cache.keyring import load_keyring
 from hotstart.cache.keys import compile_once_flags, turns_autotuning_off
 from hotstart.cache.requests import Request
 from hotstart.cache.resolve import EachForItself, Resolver
 from hotstart.cache.shared import SharedCache, Tiers
+from hotstart.cache.signing import Keyring, Seal
 from hotstart.cache.store import Store, normalize_location, open_store
 
 logger = logging.getLogger(__name__)
@@ -61,11 +63,13 @@ def enable(
     on_change: Callable[[], None] = lambda: None,
     resolver: Resolver | None = None,
     on_request: Callable[[Request], None] | None = None,
+    keyring: Keyring | None = None,
 ) -> None:
     """See `hotstart.cache.enable`.
 
     `on_change` is called after each change of a counter, `on_request` with each program that JAX
     asked for. `resolver` is the launcher's; without one, processes coordinate in the store.
+    `keyring` is this host's signing keys; where it is None they are read here.
     """
     global _active
     config = replace(config, location=normalize_location(config.location))
@@ -79,6 +83,8 @@ def enable(
                     config.location,
                 )
             return
+        if keyring is None:
+            keyring = load_keyring(config.signing_key_file)
         counters = Counters(on_change)
         has_agent = resolver is not None and resolver.has_agent
         tiers = _open_tiers(config, counters, has_agent)
@@ -91,6 +97,7 @@ def enable(
             resolver,
             writable=config.mode == "read-write",
             strict=config.strict,
+            seal=Seal(keyring, config.location),
         )
         link = JaxLink(
             cache,
@@ -180,7 +187,8 @@ def _open_tiers(config: CacheConfig, counters: Counters, has_agent: bool) -> Tie
         config.location,
         max_size_bytes=config.max_size_bytes,
         deadline_s=config.deadline_s,
-        on_retry=lambda: counters.add(retries=1),
+        count=counters.add,
+        guarded=True,
     )
     node_dir = node_dir_of(config, has_agent)
     if node_dir is None:

@@ -30,6 +30,8 @@ class CacheConfig:
         entries go that were used longest ago; None is no bound. Buckets have lifecycle rules.
     deadline_s: bound of one store operation, its retries included.
     flush_timeout_s: bound of a flush at exit.
+    signing_key_file: a file of this host with the keys that sign what is written and verify what
+        is read; what the host's environment says goes before it (`keyring.py`).
     """
 
     location: str
@@ -41,6 +43,7 @@ class CacheConfig:
     max_size_bytes: int | None = DEFAULT_SIZE_BYTES
     deadline_s: float = 30.0
     flush_timeout_s: float = 60.0
+    signing_key_file: str | None = None
 
 
 def hotstart_home() -> Path:

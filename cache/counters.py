@@ -16,11 +16,16 @@ class CacheStats:
     compiled: backend compilations.
     waits: requests that waited for another process's answer.
     errors: entries that did not verify or load, and store operations that failed for good.
+    unsigned, bad_signature: entries refused for want of a signature, or for a wrong one; only
+        where there is a signing key, and not among the errors.
     read_bytes, written_bytes: entry bytes read from, and created in, the location; what the
         node directory answers is not read from the location.
     compile_s: seconds spent in backend compilations.
     saved_s: seconds that the compilation of each hit took when it was stored.
     retries: store requests that were sent again.
+    retry_s: seconds that failed tries of store requests took, and the waits after them; of all
+        threads together.
+    outages: times that the store was left alone for a while, because operations in a row failed.
     loaded_ahead: hits whose executable had been loaded before JAX asked for it.
     load_ahead_dropped: executables that were loaded ahead in vain, and entries that were to be
         and could not.
@@ -33,11 +38,15 @@ class CacheStats:
     compiled: int = 0
     waits: int = 0
     errors: int = 0
+    unsigned: int = 0
+    bad_signature: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
     compile_s: float = 0.0
     saved_s: float = 0.0
     retries: int = 0
+    retry_s: float = 0.0
+    outages: int = 0
     loaded_ahead: int = 0
     load_ahead_dropped: int = 0
     compiled_before_enable: int = 0

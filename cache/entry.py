@@ -8,10 +8,12 @@
         22     H  header, a JSON object in UTF-8: {"key": ..., "meta": {...}}
       22+H    32  SHA-256 of everything before it, then of the payload
       54+H     P  payload: the bytes that JAX gave to the cache
+    54+H+P   103  where there is a signing key: the signature of the digest (signing.py)
 
 All integers are big-endian. The digest covers the key, so a sound entry that was copied or
 renamed to another key does not verify, and the sizes, so a truncated or padded one does not
-either. Stock JAX checks none of this and loads another program's entry as a hit.
+either. Stock JAX checks none of this and loads another program's entry as a hit. The signature
+stands outside of the digest: an entry is the same one whoever has signed it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hotstart.cache.errors import DigestMismatch, NotAnEntry, WrongKey
+from hotstart.cache.signing import MARK, SIGNATURE_BYTES, UNSEALED, Seal
 
 MAGIC = b"hotstart"
 VERSION = 1
@@ -68,17 +71,19 @@ def entry_name(key: str) -> str:
     return f"{name}-{readable}" if readable else name
 
 
-def encode(key: str, payload: bytes | memoryview, meta: EntryMeta) -> bytes:
+def encode(key: str, payload: bytes | memoryview, meta: EntryMeta, seal: Seal = UNSEALED) -> bytes:
     """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
     header = json.dumps({"key": key, "meta": asdict(meta)}, separators=(",", ":")).encode()
     head = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header
-    return b"".join((head, _digest(head, payload), payload))
+    digest = _digest(head, payload)
+    return b"".join((head, digest, payload, seal.sign(entry_name(key), digest)))
 
 
-def decode(key: str, data: bytes) -> Entry:
+def decode(key: str, data: bytes, seal: Seal = UNSEALED) -> Entry:
     """Verify `data` as the entry of `key`.
 
-    Raises `NotAnEntry`, `WrongKey` or `DigestMismatch`; never anything else, whatever the bytes.
+    Raises `NotAnEntry`, `WrongKey`, `DigestMismatch`, `Unsigned` or `BadSignature`; never anything
+    else, whatever the bytes. Without a right signature nothing but the sizes is looked at.
     """
     if len(data) < _PREFIX.size:
         raise NotAnEntry(f"entry of {key}: {len(data)} bytes are too few for a header")
@@ -88,12 +93,17 @@ def decode(key: str, data: bytes) -> Entry:
     if version != VERSION:
         raise NotAnEntry(f"entry of {key}: format version {version}, this hotstart reads {VERSION}")
     head_size = _PREFIX.size + header_size
-    if len(data) != head_size + _DIGEST_BYTES + payload_size:
+    end = head_size + _DIGEST_BYTES + payload_size
+    signature = bytes(data[end : end + SIGNATURE_BYTES + 1])
+    is_signature = len(signature) == SIGNATURE_BYTES and signature.startswith(MARK)
+    if len(data) < end or (signature and not is_signature):
         raise NotAnEntry(f"entry of {key}: {len(data)} bytes, truncated or padded")
     view = memoryview(data)
-    payload = view[head_size + _DIGEST_BYTES :]
+    carried = bytes(view[head_size : head_size + _DIGEST_BYTES])
+    seal.check(entry_name(key), carried, signature)
+    payload = view[head_size + _DIGEST_BYTES : end]
     digest = _digest(view[:head_size], payload)
-    if digest != view[head_size : head_size + _DIGEST_BYTES]:
+    if digest != carried:
         raise DigestMismatch(f"entry of {key}: the bytes differ from their digest")
     written_key, meta = _parse_header(key, bytes(view[_PREFIX.size : head_size]))
     if written_key != key:

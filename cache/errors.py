@@ -4,16 +4,20 @@ CacheError
  |- InvalidLocation        the location cannot be a store (ValueError too)
  |- UnsupportedJax         JAX's internals look unfamiliar; stock behavior stays
  |- CacheRequired          strict mode: what would be a warning ends the program
+ |- SigningKeyError        the signing key that is set can't be used
  |- EntryError             bytes that are not the entry they should be
  |   |- NotAnEntry         no header, another version, or truncated
  |   |- WrongKey           a sound entry, but of another key
- |   '- DigestMismatch     the bytes differ from the digest in the header
+ |   |- DigestMismatch     the bytes differ from the digest in the header
+ |   |- Unsigned           no signature, where a signing key is set
+ |   '- BadSignature       not what a holder of a key has signed for this name and place
  '- StoreError             a store could not do what was asked
      |- AccessDenied       401 or 403, or a file permission: retrying does not help
      |- StoreMissing       the bucket or directory itself does not exist
      |- RejectedRequest    the store refuses the request as it stands (other 4xx)
      '- TransientError     worth a retry: 408, 429, 5xx, resets, stalls, short bodies
-         '- DeadlineExceeded   the retries' deadline passed; the last cause is chained
+         |- DeadlineExceeded   the retries' deadline passed; the last cause is chained
+         '- StoreOut           not even tried: the store has been out until just now
 
 A message says what failed, where, and what to do next. Nothing decides by message text.
 """
@@ -49,6 +53,14 @@ class DigestMismatch(EntryError):
     """The bytes differ from the digest that the entry carries."""
 
 
+class Unsigned(EntryError):
+    """An object without a signature, where a signing key is set."""
+
+
+class BadSignature(EntryError):
+    """Another key, a changed object, or one that was signed for another name or location."""
+
+
 class StoreError(CacheError):
     """A store could not do what was asked."""
 
@@ -66,7 +78,15 @@ class RejectedRequest(StoreError):
 
 
 class TransientError(StoreError):
-    """The same request may succeed when sent again."""
+    """The same request may succeed when sent again, after `retry_after_s` seconds if it says so."""
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class StoreOut(TransientError):
+    """Not tried: operations before it failed by an outage, and it may not be over yet."""
 
 
 class DeadlineExceeded(TransientError):
@@ -75,3 +95,7 @@ class DeadlineExceeded(TransientError):
 
 class CacheRequired(CacheError):
     """Strict mode: the cache could not do its part, and the caller asked to know."""
+
+
+class SigningKeyError(CacheError):
+    """The signing key that is set can't be used; nothing is read or written without it."""

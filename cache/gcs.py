@@ -6,18 +6,31 @@ https://cloud.google.com/storage/docs/json_api/v1/objects
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from typing import Any, TypeVar
 
-from hotstart.cache.errors import AccessDenied, StoreMissing, TransientError
-from hotstart.cache.gcs_client import GcsClient, NotFound, PreconditionFailed
+from hotstart.cache.errors import AccessDenied, StoreMissing
+from hotstart.cache.gcs_answers import (
+    NotFound,
+    PreconditionFailed,
+    check_length,
+    object_stat,
+    parse,
+)
+from hotstart.cache.gcs_client import GcsClient, prepare
 from hotstart.cache.retry import retry_policy
-from hotstart.cache.store import ObjectStat, check_name, normalize_location
+from hotstart.cache.store import (
+    Count,
+    ObjectStat,
+    check_name,
+    count_nothing,
+    normalize_location,
+)
 
 LIST_PAGE_SIZE = 1000
 
@@ -30,8 +43,10 @@ class GcsStore:
     Nothing touches the network, or imports gcsfs, before the first operation. Credentials are
     found as gcsfs finds them; with `STORAGE_EMULATOR_HOST` set when the store is made, requests
     go there without any. `deadline_s` bounds each operation with all its retries (each page of a
-    listing is an operation), transfers under way included; `on_retry` is called before each
-    retry. All operations block and raise `StoreError`.
+    listing is an operation), transfers under way included; a try that takes much of it is given
+    up for another (`try_timeout_s`). `count` is told of `retries` before each of them, and of
+    the seconds `retry_s` that failed tries and the waits after them took. All operations block
+    and raise `StoreError`.
     """
 
     def __init__(
@@ -39,13 +54,13 @@ class GcsStore:
         url: str,
         *,
         deadline_s: float = 30.0,
-        on_retry: Callable[[], None] = lambda: None,
+        count: Count = count_nothing,
     ) -> None:
         self._url = normalize_location(url)
         self._bucket, _, prefix = self._url.removeprefix("gs://").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._deadline_s = deadline_s
-        self._on_retry = on_retry
+        self._count = count
         self._client = GcsClient(emulator=os.environ.get("STORAGE_EMULATOR_HOST", ""))
         self._bucket_was_seen = False
 
@@ -64,10 +79,10 @@ class GcsStore:
         action, key = self._action("read", name), self._key(name)
 
         def attempt(timeout_s: float) -> bytes:
-            headers, body = self._client.request(
+            headers, body = self._request(
                 action, timeout_s, "GET", "b/{}/o/{}", self._bucket, key, alt="media"
             )
-            _check_length(action, headers, body)
+            check_length(action, headers, body)
             return body
 
         return self._run(action, attempt, self._deadline())
@@ -87,7 +102,7 @@ class GcsStore:
 
         def attempt(timeout_s: float) -> bool:
             try:
-                self._client.request(
+                self._request(
                     action,
                     timeout_s,
                     "POST",
@@ -103,12 +118,20 @@ class GcsStore:
                 return False
             return True
 
-        created = self._run(action, attempt, deadline)
+        denied: AccessDenied | None = None
+        try:
+            created = self._run(action, attempt, deadline)
+        except AccessDenied as error:
+            # To upload to a name that is taken needs the right to delete, so a role without it
+            # may get this in place of the failed precondition.
+            denied, created = error, False
         if created is None:
             raise self._missing(action)
         if created:
             return True
         found = self._describe(name, deadline)
+        if denied is not None and found is None:
+            raise denied
         return found is not None and found.get("metadata", {}).get("writer") == writer
 
     def delete(self, name: str, generation: int) -> bool:
@@ -120,7 +143,7 @@ class GcsStore:
 
         def attempt(timeout_s: float) -> bool:
             try:
-                self._client.request(
+                self._request(
                     action,
                     timeout_s,
                     "DELETE",
@@ -150,7 +173,7 @@ class GcsStore:
             for item in page.get("items", ()):
                 name = item["name"].removeprefix(self._prefix)
                 if _is_name(name):  # a console's folder markers end in a slash
-                    yield _object_stat(name, item)
+                    yield object_stat(name, item)
             token = page.get("nextPageToken")
             if token is None:
                 return
@@ -158,13 +181,13 @@ class GcsStore:
     def stat(self, name: str) -> ObjectStat | None:
         """What is known of the object, or None where there is none. Requests as for `get`."""
         found = self._describe(name, self._deadline())
-        return None if found is None else _object_stat(name, found)
+        return None if found is None else object_stat(name, found)
 
     def _describe(self, name: str, deadline: float) -> dict[str, Any] | None:
         action, key = self._action("look up", name), self._key(name)
 
         def attempt(timeout_s: float) -> dict[str, Any]:
-            _, body = self._client.request(
+            _, body = self._request(
                 action,
                 timeout_s,
                 "GET",
@@ -173,7 +196,7 @@ class GcsStore:
                 key,
                 fields="size,generation,updated,metadata",
             )
-            return _parse(action, body)
+            return parse(action, body)
 
         return self._run(action, attempt, deadline)
 
@@ -181,7 +204,7 @@ class GcsStore:
         self, action: str, key_prefix: str, size: int, token: str | None
     ) -> Callable[[float], dict[str, Any]]:
         def attempt(timeout_s: float) -> dict[str, Any]:
-            _, body = self._client.request(
+            _, body = self._request(
                 action,
                 timeout_s,
                 "GET",
@@ -192,7 +215,7 @@ class GcsStore:
                 pageToken=token,
                 fields="items(name,size,generation,updated),nextPageToken",
             )
-            return _parse(action, body)
+            return parse(action, body)
 
         return attempt
 
@@ -213,13 +236,26 @@ class GcsStore:
         return answer
 
     def _retry(self, attempt: Callable[[float], T], deadline: float) -> T | None:
-        policy = retry_policy(deadline_s=deadline - time.monotonic(), on_retry=self._on_retry)
+        policy = retry_policy(
+            deadline_s=deadline - time.monotonic(),
+            on_retry=lambda: self._count(retries=1),
+            on_lost=lambda lost_s: self._count(retry_s=lost_s),
+        )
         try:
             return policy(lambda: attempt(max(0.0, deadline - time.monotonic())))
         except NotFound:
             return None
 
+    def _request(
+        self, action: str, timeout_s: float, method: str, path: str, *path_parts: str, **more: Any
+    ) -> tuple[Mapping[str, str], bytes]:
+        return self._client.request(
+            action, timeout_s, method, path, *path_parts, operation_s=self._deadline_s, **more
+        )
+
     def _deadline(self) -> float:
+        with contextlib.suppress(Exception):  # the request says what is wrong
+            prepare()  # importing is no part of the operation's time
         return time.monotonic() + self._deadline_s
 
     def _key(self, name: str) -> str:
@@ -249,30 +285,6 @@ def _multipart(metadata: Mapping[str, object], data: bytes) -> tuple[str, bytes]
     )
     body = b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode()))
     return f"multipart/related; boundary={boundary}", body
-
-
-def _check_length(action: str, headers: Mapping[str, str], body: bytes) -> None:
-    # The client notices a body shorter than Content-Length; GCS may send chunks without one.
-    stored = headers.get("X-Goog-Stored-Content-Length")
-    encoding = headers.get("X-Goog-Stored-Content-Encoding", "identity")
-    if stored is not None and encoding == "identity" and int(stored) != len(body):
-        raise TransientError(f"cannot {action}: {len(body)} of {stored} bytes came")
-
-
-def _parse(action: str, body: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(body)
-    except ValueError as error:
-        raise TransientError(f"cannot {action}: the answer is not JSON: {body[:80]!r}") from error
-
-
-def _object_stat(name: str, item: Mapping[str, Any]) -> ObjectStat:
-    return ObjectStat(
-        name=name,
-        size_bytes=int(item["size"]),
-        generation=int(item["generation"]),
-        modified_s=datetime.fromisoformat(item["updated"]).timestamp(),
-    )
 
 
 def _is_name(name: str) -> bool:

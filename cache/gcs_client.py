@@ -11,34 +11,38 @@ import atexit
 import concurrent.futures
 import concurrent.futures.thread  # with the rest of gcsfs it could not be imported at exit
 import contextlib
-import json
+import contextvars
 import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, TransientError
+from hotstart.cache.errors import AccessDenied, StoreError, TransientError
+from hotstart.cache.gcs_answers import (
+    CREDENTIALS,
+    HttpFailure,
+    error_text,
+    retry_after_s,
+    translate_status,
+)
+from hotstart.cache.retry import SLOWEST_BYTES_PER_S, try_timeout_s
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 1.0
 
 
-class NotFound(StoreError):
-    """404: the object or its bucket is not there. Does not leave `hotstart.cache.gcs`."""
+class _TooSlow(Exception):
+    """A try has used up its own bound."""
 
 
-class PreconditionFailed(StoreError):
-    """412: the object is of another generation. Does not leave `hotstart.cache.gcs`."""
-
-
-class _HttpFailure(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"HTTP {status}: {text}" if text else f"HTTP {status}")
-        self.status = status
+# The bound of the request that the current task sends; its answer's length moves it.
+_bound: contextvars.ContextVar[asyncio.Timeout | None] = contextvars.ContextVar(
+    "hotstart_request_bound", default=None
+)
 
 
 @dataclass
@@ -100,14 +104,17 @@ class GcsClient:
         *path_parts: str,
         headers: Mapping[str, str] | None = None,
         data: bytes | None = None,
+        operation_s: float | None = None,
         **parameters: str | int | None,
     ) -> tuple[Mapping[str, str], bytes]:
         """Send one request and return the headers and the body of the answer.
 
         `path` is relative to `/storage/v1/`, or to `/upload/storage/v1/` where it starts with
         `upload/`; each `{}` in it stands for one of `path_parts`, quoted. Blocks for `timeout_s`
-        at most (longer only while the first credentials are looked for). `action` says in error
-        messages what was tried. Raises `NotFound`, `PreconditionFailed` and `StoreError`.
+        at most (longer only while the first credentials are looked for), and for no more than one
+        try may take of an operation with the deadline `operation_s`, where that is given: see
+        `try_timeout_s`. `action` says in error messages what was tried. Raises `NotFound`,
+        `PreconditionFailed` and `StoreError`.
         """
         deadline = time.monotonic() + timeout_s
         future: concurrent.futures.Future[tuple[Mapping[str, str], bytes]] | None = None
@@ -119,7 +126,9 @@ class GcsClient:
             call = filesystem._call(
                 method, path, *path_parts, headers=headers, data=data, **parameters
             )
-            future = asyncio.run_coroutine_threadsafe(call, filesystem.loop)
+            size_bytes = len(data or b"")
+            try_s = timeout_s if operation_s is None else try_timeout_s(operation_s, size_bytes)
+            future = asyncio.run_coroutine_threadsafe(_within(try_s, call), filesystem.loop)
             answer = future.result(timeout=max(0.0, deadline - time.monotonic()))
             if _connections.is_exiting:  # nobody closes it after us
                 _close(filesystem)
@@ -133,6 +142,29 @@ class GcsClient:
         finally:
             if future is not None:
                 future.cancel()  # nothing, where it has ended
+
+
+async def _within(
+    try_s: float, call: Coroutine[Any, Any, tuple[Mapping[str, str], bytes]]
+) -> tuple[Mapping[str, str], bytes]:
+    started = time.monotonic()
+    bound = asyncio.timeout(try_s)
+    _bound.set(bound)
+    try:
+        async with bound:
+            return await call
+    except TimeoutError as error:
+        if not bound.expired():
+            raise
+        raise _TooSlow(f"no full answer within {time.monotonic() - started:.1f} s") from error
+
+
+def _allow_for(answer_bytes: int) -> None:
+    """Move the bound of this task's request by what an answer of this length may take."""
+    bound = _bound.get()
+    when = bound.when() if bound is not None else None
+    if bound is not None and when is not None and not bound.expired():
+        bound.reschedule(when + answer_bytes / SLOWEST_BYTES_PER_S)
 
 
 def _filesystem(endpoint: str | None) -> Any:
@@ -193,7 +225,9 @@ def _new_filesystem(endpoint: str | None) -> Any:
     async def raise_for_status(response: aiohttp.ClientResponse) -> None:
         # Before gcsfs looks: its exceptions keep the status of some answers only.
         if response.status >= 400:
-            raise _HttpFailure(response.status, _error_text(await response.read()))
+            text = error_text(await response.read())
+            raise HttpFailure(response.status, text, retry_after_s(response.headers))
+        _allow_for(response.content_length or 0)
 
     class FileSystem(GCSFileSystem):
         cachable = False
@@ -225,17 +259,11 @@ def _new_filesystem(endpoint: str | None) -> Any:
     )
 
 
-def _error_text(body: bytes) -> str:
-    """What the server says, for a person to read."""
-    text = body.decode(errors="replace")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)["error"]["message"]
-    return " ".join(str(text).split())[:300]
-
-
 def _translate(error: Exception, action: str) -> StoreError:
-    if isinstance(error, _HttpFailure):
-        return _translate_status(error, action)
+    if isinstance(error, HttpFailure):
+        return translate_status(error, action)
+    if isinstance(error, _TooSlow):
+        return TransientError(f"cannot {action}: {error}")
     import aiohttp
     import gcsfs.retry
     import google.auth.exceptions
@@ -255,27 +283,5 @@ def _translate(error: Exception, action: str) -> StoreError:
     if isinstance(error, connection_failures) or getattr(error, "retryable", False):
         return TransientError(f"cannot {action}: {said}")
     if isinstance(error, credential_failures):
-        return AccessDenied(f"cannot {action}: {said}; renew the credentials ({_CREDENTIALS})")
+        return AccessDenied(f"cannot {action}: {said}; renew the credentials ({CREDENTIALS})")
     return StoreError(f"cannot {action}: {said}; the chained exception shows where")
-
-
-_CREDENTIALS = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
-
-
-def _translate_status(failure: _HttpFailure, action: str) -> StoreError:
-    status = failure.status
-    if status == 404:
-        return NotFound(f"cannot {action}: {failure}")
-    if status == 412:
-        return PreconditionFailed(f"cannot {action}: {failure}")
-    if status in (401, 403):
-        return AccessDenied(
-            f"cannot {action}: {failure}; check the credentials ({_CREDENTIALS}) and the roles "
-            f"(readers need roles/storage.objectViewer, writers roles/storage.objectCreator too)"
-        )
-    if status in (408, 429) or status >= 500:
-        return TransientError(f"cannot {action}: {failure}")
-    return RejectedRequest(
-        f"cannot {action}: {failure}; sending it again does not help: check the location's "
-        f"spelling and the bucket's settings"
-    )

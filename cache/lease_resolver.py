@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hotstart.cache.leases import StoreLeases
-from hotstart.cache.resolve import Answer, Compile, EachForItself, InNode, InStore
+from hotstart.cache.resolve import Answer, Compile, EachForItself, Failed, InNode, InStore
 
 
 class LeaseResolver(EachForItself):
@@ -19,7 +19,7 @@ class LeaseResolver(EachForItself):
         self._leases = leases
         self._on_wait = on_wait
 
-    def resolve(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def resolve(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """The node directory and the store; then the lease, and with it compiling.
 
         Both are named once more where the entry may be there by now: after a wait, or because a

@@ -5,7 +5,8 @@ compile it, and is told what became of that:
 
     get(key)  ->  resolve(key)                   -> InNode(digest)  in the node directory
                      ^                           -> InStore         in the store, perhaps
-                     |  resolve(key, failed) <--+   what could not be read is asked again
+                     |  resolve(key, failed) <--+   what could not be read is asked again,
+                     |                              what JAX could not load is named
                                                  -> Compile(leased) nobody has it
     put(key)  ->  publish(key, digest, ...)      it is there now; who waited reads it
     scope end ->  release(key)                   nothing comes: not stored, or compiling raised
@@ -49,6 +50,16 @@ class Compile:
 Answer = InNode | InStore | Compile
 
 
+@dataclass(frozen=True)
+class Unloadable:
+    """Not an answer, but among the `failed`: it was read well, and JAX can't load it."""
+
+    digest: bytes
+
+
+Failed = Answer | Unloadable
+
+
 class Resolver(Protocol):
     """All calls may block and are safe among threads. None raises but for `CacheRequired`."""
 
@@ -61,22 +72,23 @@ class Resolver(Protocol):
         """
         ...
 
-    def resolve(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def resolve(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """Where to read the entry of `key`, or that it is to be compiled here.
 
-        `failed` are the answers of this request that led to nothing; each is given once at most
-        for what it names, so a request ends. Blocks while a live holder resolves the key.
+        `failed` are the answers of this request that led to nothing, and what is to be replaced
+        because JAX can't load it. What could not be read here stays: others may well read it.
+        Blocks while a live holder resolves the key.
         """
         ...
 
-    def probe(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def probe(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """As `resolve`, but takes no lease and waits for nobody; `Compile(False)` is "not there".
 
         JAX looks for one key and then compiles another where profile-guided optimization is on.
         """
         ...
 
-    def ahead(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def ahead(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """As `probe`, but waits for who reads the entry just now."""
         ...
 
@@ -108,11 +120,11 @@ class EachForItself:
 
     has_agent = False
 
-    def resolve(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def resolve(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """The node directory, the store, then compiling; never blocks."""
         return next(a for a in (InNode(), InStore(), Compile(False)) if a not in failed)
 
-    def probe(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def probe(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """As `resolve`."""
         return EachForItself.resolve(self, key, failed)
 

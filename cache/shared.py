@@ -4,8 +4,7 @@ Reading: what this process has just put, then where the resolver says (resolve.p
 directory, shared by all workers of the host, or the store, in one request whose answer is left
 in the node directory. Every byte is verified before JAX sees it; what does not verify is taken
 out of the node directory at once, asked for again, and replaced in the store by the next `put`
-of its key. A store that can't be reached is left alone for a minute, so that not every program
-waits for the deadline.
+of its key.
 
 Writing: `put` returns at once; the background writer puts the entry into the node directory,
 publishes it and, where no agent does, creates it in the store. `create` never overwrites, so of
@@ -25,15 +24,24 @@ from dataclasses import dataclass, replace
 
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_digest, entry_name
-from hotstart.cache.errors import CacheRequired, EntryError, StoreError, TransientError
-from hotstart.cache.repair import discard_bad
-from hotstart.cache.resolve import Answer, Compile, EachForItself, InNode, Resolver
+from hotstart.cache.errors import CacheRequired, EntryError, StoreError
+from hotstart.cache.guarded import insisting
+from hotstart.cache.repair import Look, discard_bad, find_entry, make_room, tell_bad
+from hotstart.cache.resolve import (
+    Answer,
+    Compile,
+    EachForItself,
+    Failed,
+    InNode,
+    Resolver,
+    Unloadable,
+)
+from hotstart.cache.signing import UNSEALED, Seal, tally
 from hotstart.cache.store import Store
 from hotstart.cache.uploads import Pending, Uploads
 
 logger = logging.getLogger(__name__)
 
-_OUTAGE_PAUSE_S = 60.0
 _MAX_ROUNDS = 32  # a resolver ends a request itself; this bounds one that does not
 
 
@@ -56,6 +64,7 @@ class SharedCache:
         *,
         writable: bool = True,
         strict: bool = False,
+        seal: Seal = UNSEALED,
         upload_threads: int = 4,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,14 +75,15 @@ class SharedCache:
         self._pid = os.getpid()
         self._writable = writable
         self._strict = strict
-        self._uploads = Uploads(self._write, threads=upload_threads)
+        self._seal = seal
+        self._uploads = Uploads(self._write, threads=upload_threads, clock=clock)
         self._clock = clock
         self._lock = threading.Lock()
-        self._bad: set[str] = set()  # did not verify in the store
+        self._bad: set[str] = set()  # keys whose entry in the store did not verify
+        self._counted: set[str] = set()  # names of such entries
         self._unloadable: dict[str, set[bytes]] = {}  # verified, but JAX could not load them
         self._leased: set[str] = set()
         self._warned = False
-        self._outage_until = float("-inf")
         self._required: CacheRequired | None = None
 
     @property
@@ -130,7 +140,7 @@ class SharedCache:
             self._unloadable.setdefault(key, set()).add(entry.digest)
         if self._node is not None:
             try:
-                discard_bad(self._node, key, entry.digest)
+                discard_bad(self._node, key, self._seal, entry.digest)
             except StoreError as error:
                 self._trouble("repair", self._node, entry_name(key), error)
 
@@ -161,14 +171,14 @@ class SharedCache:
         # A forked child has none of the threads that answers and renewals need.
         return self._parents_resolver if os.getpid() == self._pid else EachForItself()
 
-    def _look(self, key: str, ask: Callable[[str, tuple[Answer, ...]], Answer]) -> Entry | None:
+    def _look(self, key: str, ask: Callable[[str, tuple[Failed, ...]], Answer]) -> Entry | None:
         if self._required is not None:
             raise self._required
         pending = self._uploads.find(key)
         if pending is not None:
             return Entry(key, pending.packed(), pending.meta)
         unloadable = self._unloadable.get(key, set())
-        failed: list[Answer] = [InNode(digest) for digest in unloadable]
+        failed: list[Failed] = [Unloadable(digest) for digest in unloadable]
         for _ in range(_MAX_ROUNDS):
             answer = ask(key, tuple(failed))
             if isinstance(answer, Compile):
@@ -195,45 +205,44 @@ class SharedCache:
             if self._node is self._store:
                 self._counters.add(read_bytes=len(data))
             try:
-                return decode(key, data)
+                return decode(key, data, self._seal)
             except EntryError as error:
-                self._counters.add(errors=1)
+                self._counters.add(**tally(error))
                 logger.warning("%s in %s: %s; reading it again", name, self._node.url, error)
-                discard_bad(self._node, key)
+                discard_bad(self._node, key, self._seal)
         except StoreError as error:
             self._trouble("read", self._node, name, error)
         return None
 
     def _get_from_store(self, key: str) -> Entry | None:
         name = entry_name(key)
-        if self._clock() < self._outage_until:
-            self._counters.add(errors=1)
-            return None
+        unloadable = self._unloadable.get(key, set())
         try:
-            data = self._store.get(name)
+            look = find_entry(self._store, key, self._seal, unloadable.__contains__)
         except StoreError as error:
-            if isinstance(error, TransientError):
-                self._outage_until = self._clock() + _OUTAGE_PAUSE_S
             self._trouble("read", self._store, name, error)
             if self._required is not None:
                 raise self._required from error
             return None
-        if data is None:
-            return None
-        self._counters.add(read_bytes=len(data))
-        try:
-            entry = decode(key, data)
-        except EntryError as error:
-            with self._lock:
-                known = key in self._bad
-                self._bad.add(key)
-            if not known:
-                self._counters.add(errors=1)
-                logger.warning("%s in %s: %s; it will be replaced", name, self._store.url, error)
+        self._counters.add(read_bytes=look.read_bytes)
+        self._note_bad(key, look)
+        entry = look.entry
+        if entry is None:
             return None
         if self._node is not None:
-            self._uploads.submit(Pending(key, entry.payload, entry.meta, node_copy=data))
+            self._uploads.submit(Pending(key, entry.payload, entry.meta, node_copy=look.data))
         return entry
+
+    def _note_bad(self, key: str, look: Look) -> None:
+        """Count what did not verify, once; the next `put` of the key replaces it."""
+        for name, error in look.bad:
+            with self._lock:
+                self._bad.add(key)
+                known = name in self._counted
+                self._counted.add(name)
+            if not known:
+                self._counters.add(**tally(error))
+                tell_bad(self._store, name, error, look)
 
     def _write(self, pending: Pending) -> bool:
         """On a thread of the background writer: bring an entry where it belongs."""
@@ -258,7 +267,7 @@ class SharedCache:
         None where it is not where it belongs.
         """
         resolver, key = self._resolver, pending.key
-        data = encode(key, pending.packed(), pending.meta)
+        data = encode(key, pending.packed(), pending.meta, self._seal)
         digest = entry_digest(data)
         with self._lock:
             bad = key in self._bad
@@ -298,9 +307,13 @@ class SharedCache:
             return None
         name = entry_name(pending.key)
         try:
-            if repair:
-                discard_bad(tier, pending.key, pending.replaces)
-            created = tier.create(name, data)
+            if repair and tier is self._node:
+                discard_bad(tier, pending.key, self._seal, pending.replaces)
+            elif repair:
+                name = make_room(insisting(tier), pending.key, self._seal, pending.replaces)
+                with self._lock:
+                    self._counted.discard(name)
+            created = insisting(tier).create(name, data)
         except StoreError as error:
             self._trouble("write", tier, name, error)
             return None

@@ -10,9 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hotstart.cache.errors import InvalidLocation
+
+Count = Callable[..., None]  # amounts by name, as `Counters.add` takes them
+
+
+def count_nothing(**amounts: Any) -> None:
+    """For who doesn't want to know."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +122,27 @@ def open_store(
     *,
     max_size_bytes: int | None = None,
     deadline_s: float = 30.0,
-    on_retry: Callable[[], None] = lambda: None,
+    count: Count = count_nothing,
+    guarded: bool = False,
 ) -> Store:
     """The store at a location; does not touch the directory or the network yet.
 
     `max_size_bytes` bounds a directory by evicting what was used longest ago; buckets have
     lifecycle rules instead. `deadline_s` bounds each operation on a bucket, its retries
-    included; `on_retry` is called before each of them. Raises `InvalidLocation`.
+    included; `count` is told of `retries`, the seconds `retry_s` lost by them, and `outages`.
+    With `guarded`, a bucket that is out is left alone for a while: see `GuardedStore`. Raises
+    `InvalidLocation`.
     """
     url = normalize_location(location)
     if url.startswith("gs://"):
         from hotstart.cache.gcs import GcsStore  # gcsfs costs 0.4 s or more to import
 
-        return GcsStore(url, deadline_s=deadline_s, on_retry=on_retry)
+        bucket = GcsStore(url, deadline_s=deadline_s, count=count)
+        if not guarded:
+            return bucket
+        from hotstart.cache.guarded import GuardedStore
+
+        return GuardedStore(bucket, count=count)
     from hotstart.cache.directory import DirectoryStore
 
     return DirectoryStore(url, max_size_bytes=max_size_bytes)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hotstart.cache.keyring import KEY_FILE_VARIABLE, KEYS_VARIABLE
 from hotstart.cache.store import normalize_location
 from hotstart.conf.entrypoint import entrypoint_problem
 from hotstart.conf.errors import ConfigError, Origin, dotted, nearest, shown
@@ -36,6 +37,12 @@ def check_values(config: JobConfig, origins: Origins) -> None:
         if not _VARIABLE.fullmatch(variable):
             path = ("env", variable)
             raise _error(path, "not a name that an environment variable may have", origins)
+        if variable in (KEY_FILE_VARIABLE, KEYS_VARIABLE):
+            text = (
+                "a signing key is a host's own, and no job brings it; set the variable where Ray "
+                "is started on each host, or cache.signing_key_file to a path there"
+            )
+            raise _error(("env", variable), text, origins)
     _check_max_size(config.cache.max_size, origins)
     _check_program_given(config, origins)
 
@@ -146,6 +153,12 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
             text = f"expected a directory of the worker's host, got {shown(node_dir)}"
             raise _error(path, text, origins)
         node_dir = str(absolute(path, node_dir))
+    key_file = cache.signing_key_file
+    if key_file is not None:
+        path = ("cache", "signing_key_file")
+        if "://" in key_file or not key_file.strip():
+            raise _error(path, f"expected a file of each host, got {shown(key_file)}", origins)
+        key_file = str(absolute(path, key_file))
     script, working_dir = config.script, config.working_dir
     if working_dir is not None:
         directory = absolute(("working_dir",), working_dir)
@@ -169,7 +182,9 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
         script=script,
         working_dir=working_dir,
         run_dir=run_dir,
-        cache=dataclasses.replace(cache, location=where, node_dir=node_dir),
+        cache=dataclasses.replace(
+            cache, location=where, node_dir=node_dir, signing_key_file=key_file
+        ),
     )
 
 

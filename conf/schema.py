@@ -38,7 +38,8 @@ class CacheSection:
     one process of the gang compiles a program and the others load what it made; with every each
     process looks for itself and compiles what it does not find, as in stock JAX. `read_ahead`
     brings what the last attempt asked for to the hosts while workers start; `load_ahead` also
-    makes it executable before it is asked for, and needs `read_ahead`.
+    makes it executable before it is asked for, and needs `read_ahead`. `signing_key_file` is a
+    path on each host, for those whose environment names no key.
     """
 
     location: str | None = None
@@ -52,6 +53,7 @@ class CacheSection:
     flush_timeout_s: float = field(default=60.0, metadata={"at_least": 0})
     deadline_s: float = field(default=30.0, metadata={"above": 0})
     compile: str = field(default="once", metadata={"choices": ("once", "every")})
+    signing_key_file: str | None = None
     read_ahead: bool = True
     load_ahead: bool = True
 

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +23,23 @@ from typing import Any
 
 from hotstart.cache.config import node_dir_of
 from hotstart.cache.errors import StoreError
+from hotstart.cache.signing import Keyring
 from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
-from hotstart.launcher.environ import compose_environ
+from hotstart.launcher.environ import compose_environ, split_environ
 from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
+from hotstart.launcher.preflight import (
+    LOCATION,
+    READABLE,
+    WorkerFacts,
+    agents_read,
+    facts_from,
+)
 from hotstart.launcher.standby_pool import StandbyPool
+from hotstart.launcher.store_check import check_readable
 from hotstart.launcher.workers import Event, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -59,10 +69,15 @@ class Agent:
         self._coordinator_port = socket.socket()
         self._workers: list[WorkerProcess] = []
         self._attempt: AttemptPlan | None = None
+        self._early: dict[int, Child] = {}
+        self._environ = dict(os.environ)  # of the host: libraries used here set more
+        self._starting = threading.Lock()
         self._spawner = _Spawner()
         self._standbys = StandbyPool(self._spawn)
         self._heard_of: dict[int, WorkerProcess] = {}
         self.cache = AgentCache(ip)
+        self._keyring: Keyring | None = None
+        self._has_read_store = False
 
     def describe(self) -> HostInfo:
         """Where this agent lives."""
@@ -82,26 +97,55 @@ class Agent:
         self._coordinator_port = port
         return int(port.getsockname()[1])
 
+    def prepare(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
+        """Spawn the workers of the first attempt, which import jax and wait for `start`.
+
+        Its coordinator may be another by then. Does nothing where `start` came first. Raises
+        OSError.
+        """
+        attempt = _settle_node_dir(attempt)
+        with self._starting:
+            for local, index in enumerate(processes if self._attempt is None else ()):
+                environ = compose_environ(WorkerPlan(index, local, 0.0, attempt), self._environ)
+                self._early[index] = self._spawn(environ)
+                self._early[index].channel.send({"early": True})
+
     def start(self, attempt: AttemptPlan, processes: tuple[int, ...], elapsed_s: float) -> None:
         """Spawn this host's workers; returns once they are on their way.
 
         `elapsed_s` is how long ago the attempt was decided, on the driver's clock. Raises OSError;
-        those that are on their way by then are ended by `stop` or `close`.
+        those that are on their way by then are ended by `stop` or `close`. Raises
+        `SigningKeyError` before anything is started.
         """
         decided_at = time.monotonic() - elapsed_s
         attempt = _settle_node_dir(attempt)
-        self._attempt = attempt
+        if attempt.cache is not None:
+            self._keyring = self.cache.keyring(attempt.cache)
+        with self._starting:
+            self._attempt = attempt
         self._workers = []
         plans = [
             WorkerPlan(index, local, decided_at, attempt) for local, index in enumerate(processes)
         ]
-        environs = {plan.process_index: compose_environ(plan, os.environ) for plan in plans}
+        environs = {plan.process_index: compose_environ(plan, self._environ) for plan in plans}
         self._standbys.begin(attempt, environs)
         answer = functools.partial(self._answer, attempt.attempt)
         senders = {index: functools.partial(answer, index) for index in processes}
         self.cache.begin(attempt.attempt, senders)
         for plan in plans:  # one by one: where the next fails, the others can be stopped
             self._workers.append(self._start(plan, environs[plan.process_index]))
+        if agents_read(attempt.cache):
+            look = threading.Thread(
+                target=self._look_at_store, args=(attempt, processes), name="hotstart-look"
+            )
+            look.daemon = True
+            look.start()
+
+    def go_on(self, attempt: int) -> None:
+        """Let this host's workers of an attempt enter user code; see `preflight.py`."""
+        for worker in self._workers:
+            if worker.plan.attempt.attempt == attempt:
+                worker.send({"may_go_on": True})
 
     def events(self, cursor: int) -> Batch:
         """Events from `cursor` on, and forget those before it.
@@ -147,21 +191,31 @@ class Agent:
         """Kill what is left and remove this agent's files."""
         self._let_output_go()
         self._standbys.close()
+        for child in self._early.values():
+            child.discard()
         self.cache.close()
         self._coordinator_port.close()
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
             worker.wait(time.monotonic() + 2)
+        for child in self._early.values():
+            child.wait(time.monotonic() + 2)
         self._guard.close()
 
     def _start(self, plan: WorkerPlan, environ: dict[str, str]) -> WorkerProcess:
+        early = self._early.pop(plan.process_index, None)
+        if early is not None and split_environ(early.environ)[0] != split_environ(environ)[0]:
+            early.discard()
+            early = None
         return WorkerProcess(
             plan,
             self._log_path(plan),
             environ,
             spawn=self._spawn,
+            early=early,
             standby=self._standbys.take(plan.process_index, environ),
+            keyring=self._keyring,
             emit=functools.partial(self._emit, plan.attempt.attempt),
             on_message=self._heard,
         )
@@ -175,6 +229,11 @@ class Agent:
             self._standbys.stepped(worker.plan.process_index, message["modules"])
         elif self._attempt is worker.plan.attempt:
             self._heard_of[worker.plan.process_index] = worker
+            if "facts" in message:
+                index, attempt = worker.plan.process_index, worker.plan.attempt.attempt
+                if facts := facts_from(index, socket.gethostname(), message["facts"]):
+                    self._emit(attempt, facts)
+                return
             self.cache.heard(worker.plan.process_index, message)
 
     def _answer(self, attempt: int, process_index: int, message: dict[str, Any]) -> None:
@@ -187,6 +246,16 @@ class Agent:
         if isinstance(event, WorkerExit):
             self._standbys.attempt_is_over()
             self.cache.gone(event.process_index, attempt)
+
+    def _look_at_store(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
+        """Say for each worker whether this host can read the store, which it was found to once."""
+        if not self._has_read_store:
+            assert attempt.cache is not None
+            problem = check_readable(attempt.cache)
+            self._has_read_store = problem is None
+        says = {LOCATION: READABLE if self._has_read_store else f"can't be read: {problem}"}
+        for index in processes:
+            self._emit(attempt.attempt, WorkerFacts(index, socket.gethostname(), "store", says))
 
     def _let_output_go(self) -> None:
         """Workers that are to end must not wait for the driver to take their output."""

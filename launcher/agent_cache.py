@@ -15,9 +15,11 @@ from typing import Any
 
 from hotstart.cache.config import CacheConfig, node_dir_of
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.errors import StoreError
+from hotstart.cache.errors import EntryError, StoreError
+from hotstart.cache.keyring import load_keyring
 from hotstart.cache.leases import StoreLeases
-from hotstart.cache.store import open_store
+from hotstart.cache.signing import Keyring, Seal, tally
+from hotstart.cache.store import normalize_location, open_store
 from hotstart.launcher.coordinator import Coordinator
 from hotstart.launcher.coordinator_link import CoordinatorLink
 from hotstart.launcher.host_cache import HostCache
@@ -66,6 +68,22 @@ class AgentCache:
         self._manifest: Manifest | None = None
         self._awaiting_plan: list[tuple[int, int, Callable[[dict[str, Any]], None]]] = []
         self._senders: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self._keyring: Keyring | None = None
+
+    def keyring(self, config: CacheConfig) -> Keyring:
+        """This host's signing keys, read once: all its processes of a run must agree.
+
+        Raises `SigningKeyError`.
+        """
+        with self._lock:
+            if self._keyring is None:
+                self._keyring = load_keyring(config.signing_key_file)
+            return self._keyring
+
+    def refused(self, error: EntryError) -> None:
+        """Count what came from the store and did not verify, and was no entry."""
+        if self._store is not None:
+            self._store.count(**tally(error))
 
     def serve(self) -> tuple[str, int, str]:
         """Start the gang's coordinator here. Raises OSError."""
@@ -157,7 +175,7 @@ class AgentCache:
         """Block until what workers published is in the store; False at the timeout or a failure."""
         return not self._failed and (self._store is None or self._store.flush(timeout_s))
 
-    def take_stats(self) -> dict[str, int] | None:
+    def take_stats(self) -> dict[str, int | float] | None:
         """`HostStats` since the last call; None where workers use their caches on their own."""
         if self._store is None:
             return None
@@ -184,9 +202,11 @@ class AgentCache:
                 config.location,
                 max_size_bytes=config.max_size_bytes,
                 deadline_s=config.deadline_s,
-                on_retry=self._count_retry,
+                count=self._count,
+                guarded=True,
             )
-        self._store = HostStore(config, near, far)
+        seal = Seal(self.keyring(config), normalize_location(config.location))
+        self._store = HostStore(config, near, far, seal=seal)
         leases = None
         if config.mode == "read-write":
             leases = StoreLeases(far or near, on_error=self._note_lease_error)
@@ -195,9 +215,9 @@ class AgentCache:
         self._connect()
         threading.Thread(target=self._prepare, name="hotstart-prepare", daemon=True).start()
 
-    def _count_retry(self) -> None:
+    def _count(self, **amounts: int | float) -> None:
         if self._store is not None:
-            self._store.count(retries=1)
+            self._store.count(**amounts)
 
     def _note_lease_error(self, error: StoreError) -> None:
         if self._store is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hotstart.cache.errors import CacheRequired
 from hotstart.cache.requests import Request
-from hotstart.cache.resolve import Answer, Compile, InNode, InStore
+from hotstart.cache.resolve import Answer, Compile, Failed, InNode, InStore, Unloadable
 from hotstart.launcher.channel import Channel
 
 _FLUSH_SLACK_S = 1.0
@@ -53,15 +53,15 @@ class AgentResolver:
         if future is not None:
             future.set_result(message)
 
-    def resolve(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def resolve(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """See `Resolver`; raises `CacheRequired` where strict mode can't read the store."""
         return self._where("resolve", key, failed)
 
-    def probe(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def probe(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """See `Resolver`."""
         return self._where("probe", key, failed)
 
-    def ahead(self, key: str, failed: Sequence[Answer] = ()) -> Answer:
+    def ahead(self, key: str, failed: Sequence[Failed] = ()) -> Answer:
         """See `Resolver`."""
         return Compile(False) if failed else self._where("ahead", key, ())
 
@@ -91,7 +91,7 @@ class AgentResolver:
         """What the run's manifest lets this process load ahead."""
         return list(self._ask(ask="planned").result()["planned"])
 
-    def _where(self, ask: str, key: str, failed: Sequence[Answer]) -> Answer:
+    def _where(self, ask: str, key: str, failed: Sequence[Failed]) -> Answer:
         message = self._ask(ask=ask, key=key, failed=[_to_json(answer) for answer in failed])
         answer = message.result()
         if answer.get("waited"):
@@ -127,7 +127,9 @@ def asked_of(request: Request) -> dict[str, Any]:
     }
 
 
-def _to_json(answer: Answer) -> list[str | None]:
+def _to_json(answer: Failed) -> list[str | None]:
+    if isinstance(answer, Unloadable):
+        return ["unloadable", answer.digest.hex()]
     tier = "node" if isinstance(answer, InNode) else "store"
     digest = None if isinstance(answer, Compile) else answer.digest
     return [tier, digest.hex() if digest else None]

@@ -62,12 +62,22 @@ class Ahead:
     """One run's knowledge. `send` does not block; `learn` does."""
 
     def __init__(
-        self, settings: AheadSettings, record: RunRecord, versions: Versions, *, is_new: bool
+        self,
+        settings: AheadSettings,
+        record: RunRecord,
+        versions: Versions,
+        *,
+        is_new: bool,
+        on_misfit: Callable[[Manifest], None] = lambda manifest: None,
     ) -> None:
-        """`is_new`: the run has no attempt yet, so its record is not asked."""
+        """`is_new`: the run has no attempt yet, so its record is not asked.
+
+        `on_misfit` gets the job's manifest in the cache's location where other versions made it.
+        """
         self._settings = settings
         self._record = record
         self._versions = versions
+        self._on_misfit = on_misfit
         self._lock = threading.Lock()
         self._known: Manifest | None = None
         self._recorded: Manifest | None = None
@@ -173,6 +183,7 @@ class Ahead:
             logger.warning("nothing is read ahead for this job: %s", error)
             return
         if not self._versions.fit(found):
+            self._on_misfit(found)
             return
         with self._lock:
             self._kept_keys = self._kept_keys or found.keys

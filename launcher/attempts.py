@@ -30,6 +30,7 @@ from hotstart.launcher.outcome import (
     decide,
 )
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import Event, FirstStep, Output
 
@@ -53,6 +54,7 @@ class Gang(Protocol):
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
     def fresh_coordinator(self) -> str | None: ...
     def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
+    def go_on(self, attempt: int) -> None: ...
     def events(self) -> Any: ...
     def stop(self, grace_s: float, *, ask: bool) -> None: ...
     def asked(self) -> Answers: ...
@@ -68,6 +70,7 @@ class Watcher(Protocol):
 
     def attempt_started(self, attempt: int) -> None: ...
     def output(self, output: Output) -> None: ...
+    def differs(self, attempt: int, difference: str) -> None: ...
     def first_step(self, attempt: int, seconds: float) -> None: ...
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
 
@@ -81,6 +84,7 @@ class LoopSettings:
     stop_s: float
     flush_s: float = 60.0
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class AttemptLoop:
         self,
         settings: LoopSettings,
         record: RunRecord,
-        place: Callable[[], Gang | None],
+        place: Callable[[int], Gang | None],
         plan: Callable[[int, str], AttemptPlan],
         watcher: Watcher,
         is_interrupted: Callable[[], bool],
@@ -111,7 +115,7 @@ class AttemptLoop:
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`place` waits for hosts and gives a gang, or None where it was interrupted; `plan`
+        """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
         makes an attempt's plan from its number and its coordinator's address. `ahead` is None
         where nothing is to be made ready ahead of time."""
         self._settings = settings
@@ -187,6 +191,7 @@ class AttemptLoop:
             "started_at_s": time.time(),
             "process_count": plan.process_count,
             "cache": dict(self._settings.cache_facts),
+            "versions": dict(self._settings.versions),
         }
         self._record.start_attempt(number, info)
         self._watcher.attempt_started(number)
@@ -208,7 +213,7 @@ class AttemptLoop:
             if self._gang is not None and self._gang.lost:
                 self._drop_gang()
             if self._gang is None and not self._is_interrupted():
-                self._gang = self._place()
+                self._gang = self._place(number)
             if self._gang is None or self._is_interrupted():
                 return None
             if self._ahead is not None:
@@ -226,6 +231,8 @@ class AttemptLoop:
     def _follow(self, gang: Gang, plan: AttemptPlan, decided_at: float) -> _Ended:
         exits: list[WorkerExit] = []
         stepped: dict[int, Mapping[str, Any]] = {}
+        awaited = stages_before_user_code(plan.cache) if plan.await_preflight else frozenset()
+        preflight = Preflight(plan.process_count, awaited)
 
         def see(events: Sequence[tuple[int, Event]]) -> None:
             for attempt, event in events:
@@ -236,6 +243,8 @@ class AttemptLoop:
                         self._watcher.output(event)
                     case WorkerExit():
                         exits.append(event)
+                    case WorkerFacts():
+                        self._compare(preflight, event, plan.attempt, gang)
                     case FirstStep():
                         stepped[event.process_index] = event.report
                         if len(stepped) == plan.process_count:
@@ -245,10 +254,13 @@ class AttemptLoop:
                             self._writer.submit(self._record.first_step, plan.attempt, reports)
                             self._learn(plan.attempt, gang, gang.asked(), True, False)
 
-        outcome = None
+        outcome = refused = None
         while outcome is None:
             see(list(gang.events()))
-            outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted())
+            refused = _refused(preflight)
+            outcome = refused or classify(
+                plan.process_count, exits, gang.lost, self._is_interrupted()
+            )
         if outcome.kind != "done":
             polite = outcome.kind == "interrupted"
             gang.stop(self._settings.stop_s if polite else _PEER_GRACE_S, ask=polite)
@@ -258,8 +270,19 @@ class AttemptLoop:
         while not gang.drained() and self._clock() < deadline:
             see(list(gang.events()))
         # A lost node may have been noticed only after the errors that it caused.
-        outcome = classify(plan.process_count, exits, gang.lost, self._is_interrupted()) or outcome
+        last = classify(plan.process_count, exits, gang.lost, self._is_interrupted())
+        outcome = refused or last or outcome
         return _Ended(outcome, len(stepped) == plan.process_count, reports, gang, asked)
+
+    def _compare(self, preflight: Preflight, facts: WorkerFacts, attempt: int, gang: Gang) -> None:
+        found = preflight.heard(facts)
+        for difference in found:
+            self._watcher.differs(attempt, str(difference))
+        if found:
+            told = [difference.to_json() for difference in found]
+            self._writer.submit(self._record.differences, attempt, facts.stage, told)
+        if preflight.may_go_on:  # said again where a worker was replaced
+            gang.go_on(attempt)
 
     def _learn(self, attempt: int, gang: Gang, asked: Answers, stepped: bool, done: bool) -> None:
         ahead = self._ahead
@@ -304,6 +327,13 @@ class AttemptLoop:
         if self._gang is not None:
             self._gang.close()
             self._gang = None
+
+
+def _refused(preflight: Preflight) -> Outcome | None:
+    refusal = preflight.refusal
+    if refusal is None:
+        return None
+    return Outcome("cache-required", f"strict mode: {refusal}", None)
 
 
 def _note_failure(write: Future[None]) -> None:

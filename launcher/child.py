@@ -46,6 +46,17 @@ class Listener(Protocol):
         """It has been reaped, by `subprocess`'s return code. What it wrote may still follow."""
 
 
+class _Nobody:
+    def heard(self, message: dict[str, Any]) -> None:
+        pass
+
+    def printed(self, data: bytes) -> None:
+        pass
+
+    def ended(self, code: int) -> None:
+        pass
+
+
 class Child:
     """One process, from spawn to reap. It waits for its plan on the channel."""
 
@@ -116,6 +127,11 @@ class Child:
         if not self._reaped.is_set():
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    def discard(self) -> None:
+        """End one that was never attached; it is reaped soon."""
+        self.attach(_Nobody())
+        self.kill()
 
     def wait(self, deadline: float) -> bool:
         """Whether it has been reaped by `deadline` on the monotonic clock."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from hotstart.launcher.key_commands import key
+
 if TYPE_CHECKING:
     from hotstart.conf.schema import JobConfig
     from hotstart.launcher.launch import Run
@@ -118,14 +120,12 @@ def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -
 
     RUN is a run's name or `latest`. The working folder does not matter.
     """
-    from hotstart.cache.store import open_store
-    from hotstart.conf.load import job_from_yaml
     from hotstart.launcher.launch import reopen_run
-    from hotstart.launcher.runs import resolve_run
+    from hotstart.launcher.recorded_job import read_job
 
     location = _runs_location(run_dir)
-    record = resolve_run(open_store(location), run)
-    _check_cluster(address, job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}"))
+    record, config, _ = read_job(location, run)
+    _check_cluster(address, config)
     _follow(reopen_run(location, record.name), address, as_json)
 
 
@@ -175,11 +175,11 @@ def runs(run_dir: str | None, as_json: bool) -> None:
     import dataclasses
     import time
 
-    from hotstart.cache.store import open_store
-    from hotstart.launcher.runs import list_runs
+    from hotstart.cache.keyring import load_keyring
+    from hotstart.launcher.runs import list_runs, open_runs
 
     location = _runs_location(run_dir)
-    found = list_runs(open_store(location))
+    found = list_runs(open_runs(location, load_keyring()))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(summary) for summary in found], indent=2))
         return
@@ -206,10 +206,14 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
 
     RUN is a run's name or `latest`. The JSON is described in docs/report-schema.md.
     """
-    from hotstart.cache.store import open_store
-    from hotstart.launcher.runs import resolve_run
+    from hotstart.cache.keyring import load_keyring
+    from hotstart.launcher.runs import open_runs, resolve_run
 
-    _print_report(resolve_run(open_store(_runs_location(run_dir)), run), as_json)
+    runs_store = open_runs(_runs_location(run_dir), load_keyring())
+    _print_report(resolve_run(runs_store, run), as_json)
+
+
+main.add_command(key)
 
 
 def _check_cluster(address: str | None, config: JobConfig) -> None:

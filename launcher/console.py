@@ -60,6 +60,9 @@ class Console:
         prefix = self._paint(f"[{index:>{self._width}}]", _COLORS[index % len(_COLORS)])
         self._printer.offer("".join(f"{prefix} {line}\n" for line in output.lines))
 
+    def differs(self, attempt: int, difference: str) -> None:
+        self.say(f"attempt {attempt}: warning: {difference}")
+
     def first_step(self, attempt: int, seconds: float) -> None:
         self.say(f"attempt {attempt}: first step after {seconds:.1f} s")
 

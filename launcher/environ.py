@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hotstart.cache.keyring import KEYS_VARIABLE
 from hotstart.cache.keys import compile_once_flags
 from hotstart.launcher.plan import WorkerPlan
 
@@ -14,6 +15,7 @@ STALE_ENVIRON = (  # of an earlier launch, or of the host: another cache, anothe
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
     "JAX_LOCAL_DEVICE_IDS",
+    KEYS_VARIABLE,  # a secret: workers get it by their channel, and what they spawn does not
 )
 _OF_AN_ATTEMPT = ("HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR_ADDRESS")
 

@@ -9,7 +9,8 @@ LauncherError              1   the job could not be run
  |- HostFailed             1   a host could not do what the launcher asked of it
  |- RecordDamaged          1   the run record lacks an object that can't be done without
  |- RecordUnreachable      1   the run record could not be written while the job ran
- '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed
+ '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed;
+                              workers that differ end a run with the same code
 
 A message says what failed, where, and what to do next. Nothing decides by message text:
 `exit_code` is what the command line ends with.

@@ -56,7 +56,8 @@ class AttemptFacts:
     """What the record holds of one attempt; `end` is None while it runs or if its driver died.
 
     `manifest` is what the attempt taught of the programs to have ready at the next start; None
-    where it taught nothing new.
+    where it taught nothing new. `differences` is what differed among its workers, a mapping a
+    stage that has any (`preflight.py`).
     """
 
     attempt: int
@@ -64,6 +65,7 @@ class AttemptFacts:
     end: Mapping[str, Any] | None
     workers: tuple[Mapping[str, Any], ...]
     manifest: ManifestSummary | None = None
+    differences: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

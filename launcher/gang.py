@@ -46,15 +46,18 @@ class Gang(AheadCalls):
         self._started_at = 0.0
         self.lost: list[AgentLost] = []
 
-    def start_agents(self, is_interrupted: Callable[[], bool]) -> bool:
+    def start_agents(self, first: AttemptPlan, is_interrupted: Callable[[], bool]) -> bool:
         """Create the agents; returns when all have answered, False if interrupted meanwhile.
 
+        They start the workers of the `first` attempt, which wait for their plans.
         Raises `HostFailed`.
         """
         import ray
 
         self._agents += [create_agent(share, self._group) for share in self._shares]
         refs = [agent.describe.remote() for agent in self._agents]
+        for agent, share in zip(self._agents, self._shares, strict=True):
+            agent.prepare.remote(first, share.processes)  # what fails here fails again in `start`
         deadline = time.monotonic() + _AGENTS_S
         waiting = refs
         while waiting:
@@ -133,6 +136,23 @@ class Gang(AheadCalls):
             if problem := ray.get(ref):
                 raise (CacheRequired if cache.strict else UsageError)(problem)
 
+    def check_signing_keys(self, cache: CacheConfig, ours: Sequence[str]) -> None:
+        """Raise where a host's signing keys don't go with the driver's, whose ids are `ours`.
+
+        `HostFailed` where it can't use them, `UsageError` where one side signs with a key that
+        the other doesn't have.
+        """
+        answers = self._call_all(
+            "use its signing key", lambda i: (self._agents[i].key_ids, (cache,))
+        )
+        for index, ids in answers.items():
+            if not ids or ids[0] not in ours or ours[0] not in ids:
+                raise UsageError(
+                    f"{self._infos[index].host} has the signing keys {', '.join(ids) or 'none'}, "
+                    f"the driver {', '.join(ours)}; each must have the key that the other signs "
+                    "with, its first: bring one key file to all hosts (docs/trust.md)"
+                )
+
     def fresh_coordinator(self) -> str | None:
         """`host:port` for the jax.distributed coordinator, on process 0's host.
 
@@ -152,6 +172,12 @@ class Gang(AheadCalls):
             "start its workers",
             lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s)),
         )
+
+    def go_on(self, attempt: int) -> None:
+        """Let all workers of an attempt enter user code; does not block."""
+        for agent in self._agents:
+            with contextlib.suppress(Exception):  # a lost agent's workers have ended with it
+                agent.go_on.remote(attempt)
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.

@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import HEAD_BYTES, Entry, decode, entry_digest, entry_name
-from hotstart.cache.errors import EntryError, StoreError, TransientError
+from hotstart.cache.errors import EntryError, StoreError
+from hotstart.cache.guarded import insisting
+from hotstart.cache.repair import find_entry, tell_bad
+from hotstart.cache.signing import UNSEALED, Seal, tally
 from hotstart.cache.store import Store
 from hotstart.launcher.host_uploads import HostUploads
 
 logger = logging.getLogger(__name__)
-
-_OUTAGE_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class HostStats:
 
     reads, read_bytes: entries read from the store. from_peers, from_peers_bytes: entries that
     other hosts handed over. uploads, written_bytes: entries created in the store. errors: what
-    did not verify or failed for good. retries: store requests that were sent again.
+    did not verify or failed for good. unsigned, bad_signature: entries and manifests refused for
+    want of a signature, or for a wrong one; not among the errors. retries: store requests that
+    were sent again. retry_s: seconds that failed tries and the waits after them took. outages:
+    times that the store was left alone for a while.
     """
 
     reads: int = 0
@@ -42,7 +45,11 @@ class HostStats:
     uploads: int = 0
     written_bytes: int = 0
     errors: int = 0
+    unsigned: int = 0
+    bad_signature: int = 0
     retries: int = 0
+    retry_s: float = 0.0
+    outages: int = 0
 
 
 class HostStore:
@@ -54,8 +61,8 @@ class HostStore:
         near: DirectoryStore,
         far: Store | None,
         *,
+        seal: Seal = UNSEALED,
         threads: int = 4,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`near` is the directory that the workers share; `far` the store behind it.
 
@@ -64,17 +71,17 @@ class HostStore:
         self.near = near
         self.far = far
         self.strict = config.strict
-        self._clock = clock
+        self._seal = seal
         self._lock = threading.Lock()
         self._stats = HostStats()
-        self._outage_until = float("-inf")
-        self._outage: StoreError | None = None
         self._bad: set[str] = set()
         self._warned = False
         self.required: str | None = None  # strict mode: what workers are to be told from now on
         self._uploads: HostUploads | None = None
         if far is not None and config.mode == "read-write":
-            self._uploads = HostUploads(near, far, self._note_upload, self.trouble, threads=threads)
+            self._uploads = HostUploads(
+                near, insisting(far), self._note_upload, self.trouble, seal=seal, threads=threads
+            )
 
     def digest_here(self, key: str) -> bytes | None:
         """The digest that the entry in the node directory carries, unverified."""
@@ -88,43 +95,40 @@ class HostStore:
         """Whether the entry in the node directory is what it should be; reads all of it."""
         try:
             data = self.near.get(entry_name(key))
-            return data is not None and bool(decode(key, data).digest)
+            return data is not None and bool(self.decode(key, data).digest)
         except (StoreError, EntryError):
             return False
 
-    def read_far(self, key: str) -> tuple[Entry, bytes] | None:
+    def decode(self, key: str, data: bytes) -> Entry:
+        """Verify bytes as the entry of `key`; raises `EntryError`."""
+        return decode(key, data, self._seal)
+
+    def read_far(
+        self, key: str, is_useless: Callable[[bytes], bool] = lambda digest: False
+    ) -> tuple[Entry, bytes] | None:
         """The verified entry of the store and its bytes; None where it has none that verifies.
 
-        Raises `StoreError` where the store can't be read; it is then left alone for a minute,
-        and each call raises at once.
+        Nor one whose digest is useless. Raises `StoreError` where the store can't be read.
         """
         if self.far is None:
             return None
-        with self._lock:
-            outage = self._outage if self._clock() < self._outage_until else None
-        if outage is not None:
-            self.count(errors=1)
-            raise outage.with_traceback(None)
         name = entry_name(key)
         try:
-            data = self.far.get(name)
+            look = find_entry(self.far, key, self._seal, is_useless)
         except StoreError as error:
-            if isinstance(error, TransientError):
-                with self._lock:
-                    self._outage, self._outage_until = error, self._clock() + _OUTAGE_PAUSE_S
             self.trouble("read", self.far, name, error)
             raise
-        if data is None:
+        for bad_name, problem in look.bad:
+            self.count(**tally(problem))
+            tell_bad(self.far, bad_name, problem, look)
+        if look.read_bytes:
+            self.count(reads=1, read_bytes=look.read_bytes)
+        if look.entry is None:
+            if look.bad:
+                with self._lock:
+                    self._bad.add(key)
             return None
-        self.count(reads=1, read_bytes=len(data))
-        try:
-            return decode(key, data), data
-        except EntryError as error:
-            self.count(errors=1)
-            logger.warning("%s in %s: %s; it will be replaced", name, self.far.url, error)
-            with self._lock:
-                self._bad.add(key)
-            return None
+        return look.entry, look.data
 
     def keep(self, key: str, data: bytes) -> bool:
         """Put a verified entry into the node directory in place of any other; False if it can't."""
@@ -187,7 +191,7 @@ class HostStore:
         with self._lock:
             return self._stats
 
-    def count(self, **amounts: int) -> None:
+    def count(self, **amounts: int | float) -> None:
         """Add to counters by name."""
         with self._lock:
             new = {name: getattr(self._stats, name) + n for name, n in amounts.items()}
@@ -197,7 +201,7 @@ class HostStore:
         """Count a failed operation; the first one is a warning."""
         self.count(errors=1)
         with self._lock:
-            if self.strict and store is self.far and verb in ("read", "write"):
+            if self.strict and store is not self.near and verb in ("read", "write"):
                 self.required = f"the cache is required and cannot be used: {error}"
             first, self._warned = not self._warned, True
         level = logging.WARNING if first else logging.DEBUG

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
-from hotstart.cache.store import open_store
-from hotstart.conf.load import LoadedJob, job_from_yaml, job_to_yaml
+from hotstart.cache.keyring import load_keyring
+from hotstart.cache.signing import Keyring
+from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
+from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
     ExitCode,
@@ -34,8 +36,10 @@ from hotstart.launcher.ownership import Ownership, take_ownership
 from hotstart.launcher.placement import HostShare, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
-from hotstart.launcher.runs import new_run_name, resolve_run
+from hotstart.launcher.recorded_job import read_job
+from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.store_check import check_store
+from hotstart.launcher.worker_facts import key_versions
 
 if TYPE_CHECKING:
     from hotstart.launcher.gang import Gang
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+_COLD_S = 2.0
 _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
 
@@ -50,9 +55,16 @@ class Run:
     """A run that this process owns. `execute` blocks until it is over."""
 
     def __init__(
-        self, record: RunRecord, ownership: Ownership, config: JobConfig, *, is_new: bool
+        self,
+        record: RunRecord,
+        ownership: Ownership,
+        config: JobConfig,
+        keyring: Keyring,
+        *,
+        is_new: bool,
     ) -> None:
         self.record = record
+        self._keyring = keyring
         self.config = config
         self._ownership = ownership
         self._launched_from = record.read().created.get("launched_from", {})
@@ -84,20 +96,22 @@ class Run:
             stop_s=config.timeouts.stop_s,
             flush_s=config.cache.flush_timeout_s,
             cache_facts=self._cache_facts(),
+            versions=key_versions(),
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
         self._ownership.keep(self.interrupt)
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
         try:
-            ahead = self._ahead()
+            cold = ColdStart(settings.versions, tell)
+            ahead = self._ahead(cold)
             if ahead is not None:
                 ahead.recall()
             with cluster.connect(address, total(shares), self._interrupted.is_set):
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda: self._place(shares, tell),
+                    lambda attempt: self._place(shares, attempt, tell, cold),
                     self._plan,
                     watcher,
                     self._interrupted.is_set,
@@ -121,12 +135,16 @@ class Run:
             self._finish(decision)
         return decision
 
-    def _place(self, shares: Sequence[HostShare], tell: Any) -> Gang | None:
+    def _place(
+        self, shares: Sequence[HostShare], attempt: int, tell: Any, cold: ColdStart
+    ) -> Gang | None:
         from hotstart.launcher.place_gang import place_gang
 
         config = self.config
+        cold.settle(_COLD_S)
         gang = place_gang(
             shares,
+            self._plan(attempt, ""),
             spread=config.placement == "spread",
             timeout_s=config.timeouts.placement_s,
             is_interrupted=self._interrupted.is_set,
@@ -136,6 +154,8 @@ class Run:
             return None
         cache = cache_config_of(config)
         try:
+            if cache is not None and self._keyring:
+                gang.check_signing_keys(cache, self._keyring.ids)
             gang.open_cache(cache)
             if cache is not None and self._unchecked and _is_bucket(cache.location):
                 source = self._launched_from.get("cache_source") or "default"
@@ -146,7 +166,7 @@ class Run:
             raise
         return gang
 
-    def _ahead(self) -> Ahead | None:
+    def _ahead(self, cold: ColdStart) -> Ahead | None:
         cache = cache_config_of(self.config)
         if cache is None:
             return None
@@ -159,8 +179,16 @@ class Run:
             process_count=self.config.workers,
             read_ahead=self.config.cache.read_ahead,
         )
+        if not self._is_new:
+            cold.look(lambda: before_in_record(self.record))
+        elif not _is_bucket(cache.location):
+            cold.look(
+                lambda: before_in_directory(
+                    cache.location, settings.fingerprint, self._keyring, key_versions()
+                )
+            )
         versions = installed_versions(self.config.platform)
-        return Ahead(settings, self.record, versions, is_new=self._is_new)
+        return Ahead(settings, self.record, versions, is_new=self._is_new, on_misfit=cold.misfit)
 
     def _finish(self, decision: GiveUp) -> None:
         code = int(decision.exit_code)
@@ -186,6 +214,7 @@ class Run:
             standby=config.restarts.standby,
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
+            await_preflight=config.cache.mode != "off" and config.cache.strict,
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -195,10 +224,14 @@ class Run:
 
 
 def new_run(job: LoadedJob) -> Run:
-    """Record a new run of a job and own it; raises `UsageError` where that can't be written."""
+    """Record a new run of a job and own it; raises `UsageError` where that can't be written.
+
+    `SigningKeyError` where this host's signing key can't be used.
+    """
     config = job.config
+    keyring = load_keyring(config.cache.signing_key_file)
     check_writable(job)
-    store = open_store(config.run_dir or "")
+    store = open_runs(config.run_dir or "", keyring)
     launched_from = {
         "host": socket.gethostname(),
         "folder": str(Path.cwd()),
@@ -215,15 +248,14 @@ def new_run(job: LoadedJob) -> Run:
     except StoreError as error:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, is_new=True)
+    return Run(record, ownership, config, keyring, is_new=True)
 
 
 def reopen_run(run_dir: str, name: str) -> Run:
     """Take over a run that its driver no longer looks after; see `take_ownership`."""
-    record = resolve_run(open_store(run_dir), name)
-    config = job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
+    record, config, keyring = read_job(run_dir, name)
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, is_new=False)
+    return Run(record, ownership, config, keyring, is_new=False)
 
 
 def program_of(config: JobConfig, folder: str) -> Program:
@@ -250,6 +282,7 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
         max_size_bytes=cache.max_size_bytes,
         deadline_s=cache.deadline_s,
         flush_timeout_s=cache.flush_timeout_s,
+        signing_key_file=cache.signing_key_file,
     )
 
 

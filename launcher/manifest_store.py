@@ -1,8 +1,10 @@
 """Manifests in the cache's location, by the fingerprint of the job that they are of.
 
-    manifests/v1/<fingerprint>/<sha256 of the manifest>
+    manifests/v1/<fingerprint>/<sha256 of the manifest>      then ~1, ~2, ~3
 
-Create-only as all that is stored; of several the one that the store made last counts.
+Create-only as all that is stored; of several the one that the store made last counts. The further
+names are for a role that may not delete what keeps the first one taken: an older equal one, or
+one that does not verify.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import logging
 import re
 
 from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing
+from hotstart.cache.signing import SIGNATURE_BYTES
 from hotstart.cache.store import ObjectStat, Store
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
 
 logger = logging.getLogger(__name__)
 
 KEPT = 3
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_REPLACEMENTS = 3
+_NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{_REPLACEMENTS}])?")
 
 
 class ManifestStore:
@@ -30,7 +34,7 @@ class ManifestStore:
     def save(self, fingerprint: str, manifest: Manifest) -> None:
         """Make this manifest the latest of its fingerprint and remove all but the latest three.
 
-        One request where it is that already, else two, and one more for each that is removed.
+        Two requests, also where it is that already, and one more for each that is removed.
         """
         data = manifest.to_json()
         if len(data) > MAX_BYTES:
@@ -39,12 +43,15 @@ class ManifestStore:
         name = f"{_folder(fingerprint)}{hashlib.sha256(data).hexdigest()}"
         try:
             there = self._newest_first(fingerprint)
-            if there and there[0].name == name:
+            same = [stat for stat in there if stat.name.partition("~")[0] == name]
+            others = [stat for stat in there if stat not in same]
+            if same and there[0] == same[0] and self._store.get(same[0].name) == data:
                 return
-            same = [stat for stat in there if stat.name == name]
-            others = [stat for stat in there if stat.name != name]
             self._remove(same)
-            self._store.create(name, data)
+            further = [f"{name}~{number}" for number in range(1, _REPLACEMENTS + 1)]
+            for free in [name, *further] if same else [name]:
+                if self._store.create(free, data):
+                    break
             self._remove(others[KEPT - 1 :])
         except StoreError as error:
             logger.warning("what this job asked for is not kept for its next launch: %s", error)
@@ -52,11 +59,12 @@ class ManifestStore:
     def latest(self, fingerprint: str) -> Manifest | None:
         """The latest sound manifest of a fingerprint, or None. Two requests, one if there is none.
 
-        One more for each that turns out to be damaged.
+        One more for each that turns out to be damaged..
         """
         try:
             for stat in self._newest_first(fingerprint):
-                data = self._store.get(stat.name) if stat.size_bytes <= MAX_BYTES else b""
+                most = MAX_BYTES + SIGNATURE_BYTES
+                data = self._store.get(stat.name) if stat.size_bytes <= most else b""
                 if data is None:
                     continue
                 try:
@@ -74,7 +82,7 @@ class ManifestStore:
         stats = [
             stat
             for stat in self._store.list(folder)
-            if _DIGEST.fullmatch(stat.name.removeprefix(folder))
+            if _NAME.fullmatch(stat.name.removeprefix(folder))
         ]
         return sorted(stats, key=lambda stat: (stat.modified_s, stat.name), reverse=True)
 

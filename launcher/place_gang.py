@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from hotstart.launcher.errors import PlacementTimeout
 from hotstart.launcher.gang import Gang
 from hotstart.launcher.placement import HostShare, describe, total
+from hotstart.launcher.plan import AttemptPlan
 
 _POLL_S = 0.2
 
 
 def place_gang(
     shares: Sequence[HostShare],
+    first: AttemptPlan,
     *,
     spread: bool,
     timeout_s: float,
@@ -21,6 +23,8 @@ def place_gang(
     tell: Callable[[str], None],
 ) -> Gang | None:
     """Wait for the hosts and put an agent on each; None if interrupted meanwhile.
+
+    The agents start processes for the `first` attempt, whose coordinator isn't known yet.
 
     Says through `tell` what it waits for, every 10 s. Raises `PlacementTimeout` or `HostFailed`.
     """
@@ -44,7 +48,7 @@ def place_gang(
             tell(f"{_needs(shares)}; waiting up to {timeout_s:.0f} s")
     gang = Gang(shares, group)
     try:
-        started_all = gang.start_agents(is_interrupted)
+        started_all = gang.start_agents(first, is_interrupted)
     except BaseException:
         gang.close()
         raise

@@ -1,6 +1,7 @@
 """The open questions of a host's workers: what they ask, and how an answer looks.
 
-{"request": 7, "ask": "resolve", "key": ..., "failed": [["node", DIGEST], ["store", null]]}
+{"request": 7, "ask": "resolve", "key": ..., "failed": [["node", DIGEST], ["store", null],
+                                                        ["unloadable", DIGEST]]}
 {"request": 7, "waited": false, "answer": "node" | "store", "digest": ...}
                                 "answer": "compile", "leased": true
                                 "answer": "required", "error": ...
@@ -69,10 +70,11 @@ class Questions:
             self.take_off(question)
 
 
-def wanted_of(key: str, failed: Sequence[Sequence[str | None]]) -> Wanted:
+def wanted_of(key: str, failed: Sequence[list[str | None]]) -> Wanted:
     """What a worker wants that could not use what it was told of before.
 
-    An entry that it could not use twice is of no use, however sound it is.
+    What JAX can't load is of no use, however sound it is. What could not be read twice in the
+    node directory, where the agent finds it sound, is not to be looked for there any more.
     """
     digests = [digest for _, digest in failed if digest]
     replaces = digests[-1] if digests else None
@@ -80,7 +82,8 @@ def wanted_of(key: str, failed: Sequence[Sequence[str | None]]) -> Wanted:
         key,
         may_compile=True,
         replaces=None if replaces is None else bytes.fromhex(replaces),
-        distrusted=failed.count(["node", replaces]) > 1,
+        distrusted=["unloadable", replaces] in failed,
+        node_failed=failed.count(["node", replaces]) > 1,
         store_failed=any(tier == "store" for tier, _ in failed),
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
+from hotstart.cache.signing import Seal, SealedStore
 from hotstart.cache.store import Store, open_store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
@@ -50,14 +51,18 @@ class RayAgent(Agent):
         """See `store_check`."""
         return check_store(cache, source)
 
+    def key_ids(self, cache: CacheConfig) -> tuple[str, ...]:
+        """The ids of this host's signing keys, the one that signs first; see `keyring`."""
+        return self.cache.keyring(cache).ids
+
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
         """The latest manifest of a job in the cache's location, as JSON."""
-        manifest = ManifestStore(_store(cache)).latest(fingerprint)
+        manifest = ManifestStore(self._store(cache)).latest(fingerprint)
         return None if manifest is None else manifest.to_json()
 
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         """Keep a job's manifest in the cache's location."""
-        ManifestStore(_store(cache)).save(fingerprint, Manifest.from_json(manifest_json))
+        ManifestStore(self._store(cache)).save(fingerprint, Manifest.from_json(manifest_json))
 
     def serve_coordinator(self) -> tuple[str, int, str]:
         """IP, port and token of the gang's coordinator, which lives here from now on."""
@@ -99,6 +104,11 @@ class RayAgent(Agent):
             data = self.cache.hand_out(key, digest)
             ref = None if data is None else self._handed_out.add(key, digest, data)
         return [] if ref is None else [ref]
+
+    def _store(self, cache: CacheConfig) -> Store:
+        store = open_store(cache.location, deadline_s=min(_DEADLINE_S, cache.deadline_s))
+        seal = Seal(self.cache.keyring(cache), store.url)
+        return SealedStore(store, seal, self.cache.refused)
 
 
 class Peers:
@@ -147,10 +157,6 @@ class HandedOut:
                 _, (_, size_bytes) = self._refs.popitem(last=False)
                 self._bytes -= size_bytes
         return ref
-
-
-def _store(cache: CacheConfig) -> Store:
-    return open_store(cache.location, deadline_s=min(_DEADLINE_S, cache.deadline_s))
 
 
 def create_agent(share: HostShare, group: Any) -> Any:

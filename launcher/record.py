@@ -9,14 +9,17 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/owner/<epoch:08d>/<beat:08d>      the owner's latest beat; the one before it is deleted
     <run>/attempts/<n:05d>/start            attempt n began
     <run>/attempts/<n:05d>/first_step       all workers' reports when each had done a step
+    <run>/attempts/<n:05d>/differs/<stage>  what differed among its workers (preflight.py)
     <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i at its end
     <run>/attempts/<n:05d>/end              how attempt n ended
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/end/<epoch:08d>                   the final state under this owner
 
-All are JSON objects but `job.yaml`. A run that was restarted has one end an epoch and the latest
-epoch's counts. Of an attempt's manifests the one with the most keys counts; its name says what a
-listing needs. `<run>/logs/` and `<run>/checkpoints/` may lie beside them and are never listed.
+All are JSON objects but `job.yaml`. Where the launching host has a signing key, each ends in its
+signature, and what does not verify is not there for a host with a key. A run that was restarted
+has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one with the
+most keys counts; its name says what a listing needs. `<run>/logs/` and `<run>/checkpoints/` may
+lie beside them and are never listed.
 Names and listings of runs: `runs.py`.
 """
 
@@ -46,6 +49,7 @@ from hotstart.launcher.facts import (
 from hotstart.launcher.identity import OwnerIdentity, identity_from
 from hotstart.launcher.manifest import Manifest, ManifestError
 from hotstart.launcher.outcome import Outcome
+from hotstart.launcher.preflight import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ PARALLEL_READS = 16
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8})")
 _ATTEMPT_FACT = re.compile(
-    r"(\d{5})/(?:(start|first_step|end)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18}))"
+    r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18}))"
 )
 _END = re.compile(r"(\d{8})")
 
@@ -113,9 +117,18 @@ class RunRecord:
         """The job as it was launched; raises `RecordDamaged` if it isn't there."""
         name = f"{self.name}/job.yaml"
         data = self.store.get(name)
+        if data is None and self.store.stat(name) is not None:
+            raise RecordDamaged(
+                f"{self.store.url}/{name} is not signed with a key of this host; set the key that "
+                "the run was launched with (docs/trust.md), or launch the job anew"
+            )
         if data is None:
             raise RecordDamaged(f"{self.store.url}/{name} is missing; launch the job anew")
         return data.decode()
+
+    def has_created(self) -> bool:
+        """Whether the fact is there that tells how the run was launched."""
+        return self._read(f"{self.name}/created") is not None
 
     def start_attempt(self, n: int, info: Mapping[str, Any]) -> None:
         """Record that attempt n begins; raises `RunOwned` if another driver has started it.
@@ -134,6 +147,10 @@ class RunRecord:
         A driver that is killed later leaves no other report of attempt n.
         """
         self.create_fact(f"attempts/{n:05d}/first_step", {"workers": list(reports)})
+
+    def differences(self, n: int, stage: str, found: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what differed among the workers of attempt n in a stage of `preflight.py`."""
+        self.create_fact(f"attempts/{n:05d}/differs/{stage}", {"differences": list(found)})
 
     def end_attempt(self, n: int, outcome: Outcome, info: Mapping[str, Any]) -> None:
         """Record how attempt n ended; the first end of an attempt stays."""
@@ -159,8 +176,11 @@ class RunRecord:
         """The manifest of the latest attempt that has a sound one, or None."""
         for _, there in sorted(self._attempt_names().items(), reverse=True):
             for _, name in sorted(there.manifests.items(), reverse=True):
+                data = self.store.get(name)
+                if data is None:
+                    continue
                 try:
-                    return Manifest.from_json(self.store.get(name) or b"")
+                    return Manifest.from_json(data)
                 except ManifestError as error:
                     self._warn_once(name, f"is no manifest: {error}; it is skipped")
         return None
@@ -184,15 +204,24 @@ class RunRecord:
         def facts_of(n: int) -> AttemptFacts:
             there = names[n]
             found = {key: fact for key, name in there.facts.items() if (fact := read[name])}
-            indices = sorted(found.keys() - {"start", "first_step", "end"})
-            workers = tuple(found[i] for i in indices)
+            workers = tuple(found[name] for name in sorted(found) if name.isdecimal())
+            differences = tuple(found[f"differs/{s}"] for s in STAGES if f"differs/{s}" in found)
             early = found.get("first_step", {}).get("workers")
             if not workers and isinstance(early, list):
                 workers = tuple(w for w in early if isinstance(w, dict))
             manifest = max(there.manifests, default=None)
-            return AttemptFacts(n, found.get("start", {}), found.get("end"), workers, manifest)
+            start, end = found.get("start", {}), found.get("end")
+            return AttemptFacts(n, start, end, workers, manifest, differences)
 
         return tuple(facts_of(n) for n in sorted(names))
+
+    def last_start(self) -> tuple[int, Mapping[str, Any]] | None:
+        """Number and start of the latest attempt that has a sound one."""
+        for n, there in sorted(self._attempt_names().items(), reverse=True):
+            name = there.facts.get("start")
+            if name is not None and (facts := self._read(name)):
+                return n, facts
+        return None
 
     def end(self) -> RunEnd | None:
         """The latest end that was recorded, or None; an older epoch's end may be outdated."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hotstart.launcher.facts import AttemptFacts, RunFacts
+from hotstart.launcher.preflight import recorded
 from hotstart.launcher.progress import PHASES
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ COUNTS = (
     "compiled",
     "waits",
     "errors",
+    "unsigned",
+    "bad_signature",
     "read_bytes",
     "written_bytes",
     "retries",
+    "outages",
     "compiled_before_enable",
 )
-SECONDS = ("compile_s", "saved_s")
+SECONDS = ("compile_s", "saved_s", "retry_s")
 
 HOST_COUNTS = (
     "reads",
@@ -40,7 +44,10 @@ HOST_COUNTS = (
     "uploads",
     "written_bytes",
     "errors",
+    "unsigned",
+    "bad_signature",
     "retries",
+    "outages",
 )
 
 _LEGEND = (
@@ -100,6 +107,7 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "first_worker": end.get("first_worker"),
         "started_at": _iso(facts.start.get("started_at_s")),
         "seconds_to_first_step": max(first_steps) if reached else None,
+        "differences": [d for stage in facts.differences for d in recorded(stage)],
         "workers": workers,
         "hosts": [_host(host) for host in end.get("hosts") or () if isinstance(host, Mapping)],
     }
@@ -107,7 +115,12 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
 
 def _host(facts: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: int(_number(facts.get(name)) or 0) for name in HOST_COUNTS}
-    return {"host": str(facts.get("host", "")), **counts, "warnings": _texts(facts, "warnings")}
+    return {
+        "host": str(facts.get("host", "")),
+        **counts,
+        "retry_s": float(_number(facts.get("retry_s")) or 0),
+        "warnings": _texts(facts, "warnings"),
+    }
 
 
 def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +261,8 @@ def _attempt_line(attempt: Mapping[str, Any]) -> str:
 
 
 def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
+    for difference in attempt.get("differences", ()):
+        yield f"warning: {difference['text']}"
     for host in attempt["hosts"]:
         if host["reads"] or host["from_peers"] or host["uploads"]:
             yield (
@@ -257,6 +272,8 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
             )
         if host["errors"]:
             yield f"{host['host']}: {host['errors']} cache errors; none of them fails the job"
+        yield from _refusals(host["host"], host)
+        yield from _retries(host["host"], host)
         for warning in host.get("warnings", ()):
             yield f"{host['host']}: {warning}"
     for worker in attempt["workers"]:
@@ -267,8 +284,30 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
             yield f"{who}: {count} compiled before the cache was in place: {names}"
         if cache["errors"]:
             yield f"{who}: {cache['errors']} cache errors; none of them fails the job"
+        yield from _refusals(who, cache)
+        yield from _retries(who, cache)
         for warning in worker["warnings"]:
             yield f"{who}: {warning}"
+
+
+def _refusals(who: str, counts: Mapping[str, Any]) -> Iterator[str]:
+    if counts["unsigned"] or counts["bad_signature"]:
+        yield (
+            f"{who}: {counts['unsigned']} unsigned and {counts['bad_signature']} wrongly signed "
+            "objects refused (docs/trust.md)"
+        )
+
+
+def _retries(who: str, counts: Mapping[str, Any]) -> Iterator[str]:
+    if counts["retries"] or counts["retry_s"] or counts["outages"]:
+        text = (
+            f"{who}: {counts['retries']} store requests sent again; "
+            f"failed tries and their waits took {_seconds(counts['retry_s'])} s"
+        )
+        if counts["outages"]:
+            times = "once" if counts["outages"] == 1 else f"{counts['outages']} times"
+            text += f"; the store was out and left alone {times}"
+        yield text
 
 
 def _comparison(attempts: list[Mapping[str, Any]]) -> str:

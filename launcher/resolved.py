@@ -12,9 +12,9 @@ from hotstart.launcher.claims import STORE
 class Wanted:
     """One key, and what is known of it.
 
-    absent: it is not in the store. replaces: the digest of an entry that could not be read here.
-    distrusted: even sound bytes of that digest are of no use; `replaces` is not to be offered
-    again. store_failed: a worker could not read it from the store itself.
+    absent: it is not in the store. replaces: the digest of an entry that could not be used here.
+    distrusted: JAX can't load that; it is to be replaced, and not to be offered again.
+    node_failed, store_failed: a worker could not read it in the node directory, from the store.
     """
 
     key: str
@@ -22,6 +22,7 @@ class Wanted:
     absent: bool = False
     replaces: bytes | None = None
     distrusted: bool = False
+    node_failed: bool = False
     store_failed: bool = False
 
     def refuses(self, digest: bytes) -> bool:

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 
 from hotstart.cache.errors import StoreMissing
-from hotstart.cache.store import Store
+from hotstart.cache.signing import Keyring, Seal, SealedStore
+from hotstart.cache.store import Store, open_store
 from hotstart.launcher.errors import RunNotFound
 from hotstart.launcher.facts import RunSummary
 from hotstart.launcher.identity import OwnerIdentity
@@ -23,6 +24,15 @@ def new_run_name(job_name: str, now_s: float, rng: random.Random) -> str:
     """
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", job_name).lstrip("._-")[:120] or "job"
     return f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_s))}-{rng.getrandbits(16):04x}"
+
+
+def open_runs(run_dir: str, keyring: Keyring) -> Store:
+    """The store of a run directory: what is not signed with this host's keys is not there.
+
+    Without keys everything counts. Raises `InvalidLocation`.
+    """
+    store = open_store(run_dir)
+    return SealedStore(store, Seal(keyring, store.url))
 
 
 def open_run(store: Store, name: str) -> RunRecord:

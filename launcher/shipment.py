@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotstart.cache.keyring import KEY_FILE_VARIABLE
 from hotstart.cache.store import normalize_location
 from hotstart.conf.keys import ENVIRONMENT_PREFIX
 from hotstart.conf.load import LoadedJob, load_job
@@ -71,6 +72,7 @@ def prepare(path: str, overrides: Sequence[str], bucket: str, submission: int = 
     job = load_job(path, (*defaults, *overrides))
     config = job.config
     folder = _working_folder(job)
+    _keep_keys_out(job, folder)
     run = new_run_name(config.name, time.time(), random.SystemRandom())
     submission_id = f"{run}-s{submission}"
     settings = {
@@ -140,6 +142,22 @@ def _working_folder(job: LoadedJob) -> Path:
         "folder, which is what is sent to the cluster; submit from a folder that holds both, or "
         "move one of them"
     )
+
+
+def _keep_keys_out(job: LoadedJob, folder: Path) -> None:
+    """Raise `UsageError` where a signing key would be sent along, to lie in Ray's storage."""
+    sources = {
+        f"{job.origins.get('cache.signing_key_file', 'default')}: cache.signing_key_file": (
+            job.config.cache.signing_key_file
+        ),
+        f"environment {KEY_FILE_VARIABLE}": os.environ.get(KEY_FILE_VARIABLE),
+    }
+    for source, path in sources.items():
+        if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise UsageError(
+                f"{source}: {path} lies in {folder}, which is sent to the cluster; move the key "
+                "out of it, and bring it to the hosts by a way of its own (docs/trust.md)"
+            )
 
 
 def _setting(key: str, value: str) -> str:

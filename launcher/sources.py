@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from hotstart.cache.entry import decode
-from hotstart.cache.errors import StoreError
+from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.leases import StoreLeases
+from hotstart.cache.signing import tally
 from hotstart.launcher.host_store import HostStore
 from hotstart.launcher.resolved import Here, Wanted
 
@@ -30,10 +30,10 @@ class Sources:
             data = self._peers(host, key, digest)
             if data is None:
                 raise LookupError("it is not there any more")
-            if decode(key, data).digest != digest:
+            if self._store.decode(key, data).digest != digest:
                 raise LookupError("it is another entry")
         except Exception as error:  # whatever Ray raises for a lost peer or object
-            self._store.count(errors=1)
+            self._store.count(**(tally(error) if isinstance(error, EntryError) else {"errors": 1}))
             logger.info("the entry of %s did not come from host %d: %s", key, host, error)
             return None
         self._store.count(from_peers=1, from_peers_bytes=len(data))
@@ -50,8 +50,8 @@ class Sources:
             if digest is None or wanted.refuses(digest):
                 return None
             return Here(digest, 0, in_node=True, in_store=True)
-        read = self._store.read_far(key)
-        if read is None or wanted.refuses(read[0].digest):
+        read = self._store.read_far(key, wanted.refuses)
+        if read is None:
             return None
         entry, data = read
         kept = self._store.keep(key, data)

@@ -29,6 +29,7 @@ from typing import Any
 
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.plan import Program
+from hotstart.launcher.worker_facts import installed
 
 _OURS = ("hotstart.cache.", "hotstart.conf.", "hotstart.launcher.")
 _LAZY = getattr(importlib.util, "_LazyModule", ())  # looking into one loads it
@@ -99,6 +100,7 @@ class _Unfit(Exception):
 
 def _import_all(program: Program, modules: list[str], arrived: threading.Event) -> None:
     """Raises `_Unfit`. An import that raises is left to the program, which asked for it."""
+    installed()
     import jax  # noqa: F401
 
     from hotstart.cache import active  # noqa: F401

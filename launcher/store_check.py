@@ -1,4 +1,4 @@
-"""Whether a job's cache location can be written: asked before anything of the job is started."""
+"""Whether a job's cache location can be written, and read: asked before user code runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from hotstart.cache.store import open_store
 
 _PROBE = "hotstart-probe"
 _MOST_S = 10.0
+
+
+def check_readable(cache: CacheConfig) -> str | None:
+    """What is wrong with a location that is to be read from this host, or None.
+
+    One read of the name that `check_store` creates, there or not. Blocks for at most 10 s,
+    whatever the cache's own deadline is: in strict mode the answer decides about the run.
+    """
+    try:
+        open_store(cache.location, deadline_s=_MOST_S).get(_PROBE)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def check_store(cache: CacheConfig, source: str) -> str | None:

@@ -193,10 +193,18 @@ class Upstream:
         here = self._store.digest_here(wanted.key)
         if here is not None and here == wanted.replaces:
             if not wanted.distrusted and self._store.verifies(wanted.key):
-                return Here(here, 0, in_node=True, in_store=False)  # repaired meanwhile
+                return self._unread(wanted, here)
             self._store.discard(wanted.key)
             here = None
         return self._claim(task, here)
+
+    def _unread(self, wanted: Wanted, here: bytes) -> Resolved:
+        """A worker could not read the node directory's sound entry."""
+        if not wanted.node_failed:
+            return Here(here, 0, in_node=True, in_store=False)  # repaired meanwhile
+        if not wanted.store_failed:
+            return Here(here, 0, in_node=False, in_store=True)
+        return Alone()  # without a lease, so that nothing is replaced
 
     def _claim(self, task: Task, here: bytes | None) -> Resolved | None:
         wanted = task.wanted

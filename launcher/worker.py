@@ -1,9 +1,10 @@
 """The worker's main: a plain Python process that ends up running the user's program.
 
 Its agent starts it with the environment already in place and a socket pair, over which it gets
-its plan: at once, or after it has stood by (`standby.py`). In order: the cache is installed,
-`jax.distributed` initialized (process 0 first), and then the user's code runs on the main thread
-as `python script.py` would run it, with its own exit code. There is no Ray in this process.
+its plan: at once, or when the launch is ready, or after it has stood by (`standby.py`). In order:
+the cache is installed, `jax.distributed` initialized (process 0 first), and then the user's code
+runs on the main thread as `python script.py` would run it, with its own exit code. There is no
+Ray in this process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
-from hotstart.launcher import context, standby
+from hotstart.cache.keyring import from_text
+from hotstart.cache.requests import Request
+from hotstart.cache.signing import Keyring
+from hotstart.launcher import context, standby, worker_facts
 from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
@@ -49,11 +53,16 @@ def main() -> None:
     messages = iter(channel)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     message = next(messages)
+    if "early" in message:
+        message = _wait_for_plan(messages)
     stood_by = "standby" in message
     if stood_by:
         message = standby.stand_by(channel, messages, message["standby"])
     channel.send({"taken": True})
     plan = WorkerPlan.from_json(message["plan"])
+    keyring = from_text(message.pop("signing_keys"))  # this frame is in each traceback
+    facts = worker_facts.start_facts(plan.attempt.cache, os.environ)
+    channel.send(worker_facts.facts_message("start", facts))
 
     from hotstart import cache
 
@@ -67,7 +76,9 @@ def main() -> None:
     failed = True
     failed_exit = _FailedExit()
     try:
-        _prepare(plan, progress, channel, agent, failed_exit)
+        _prepare(plan, keyring, progress, channel, agent, failed_exit)
+        if plan.attempt.await_preflight:
+            agent.may_go_on.wait()  # for as long as it takes: who refuses ends this process
         context._reporter = _reporter(progress)
         progress.reached("user_code")
         run_program(plan.attempt.program)
@@ -88,6 +99,20 @@ def main() -> None:
         sys.exit(1)
     finally:
         _end(progress, failed=failed)
+
+
+def _wait_for_plan(messages: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Started before its plan was there: import meanwhile what every worker imports."""
+    worker_facts.installed()
+    import jax  # noqa: F401
+
+    from hotstart.cache import active  # noqa: F401
+
+    message = next(messages, None)
+    if message is None:  # the agent has gone
+        os._exit(1)
+    os.environ.update(message["environ"])
+    return message
 
 
 def _imported(plan: WorkerPlan) -> Callable[[], list[str]] | None:
@@ -133,6 +158,7 @@ class _FailedExit:
 
 def _prepare(
     plan: WorkerPlan,
+    keyring: Keyring,
     progress: Progress,
     channel: Channel,
     agent: AgentLink,
@@ -145,7 +171,7 @@ def _prepare(
     progress.reached("import_jax")
     attempt = plan.attempt
     if attempt.cache is not None:
-        _enable_cache(plan.attempt, attempt.cache, progress, channel, agent)
+        _enable_cache(plan.attempt, attempt.cache, keyring, progress, channel, agent)
         progress.reached("cache_enabled")
     initialize = _process_zero_first(jax.distributed.initialize, plan)
     jax.distributed.initialize = initialize
@@ -157,6 +183,7 @@ def _prepare(
 def _enable_cache(
     attempt: AttemptPlan,
     config: CacheConfig,
+    keyring: Keyring,
     progress: Progress,
     channel: Channel,
     agent: AgentLink,
@@ -168,11 +195,19 @@ def _enable_cache(
     if config.compile == "once":
         resolver = AgentResolver(channel, on_wait=lambda: active.count(waits=1))
         agent.answers = resolver.answered
+    request_facts = worker_facts.RequestFacts(channel.send)
+    atexit.register(request_facts.close)  # before JAX takes its backends down
+
+    def on_request(request: Request) -> None:
+        channel.send({"asked": asked_of(request)})
+        request_facts(request)
+
     active.enable(
         config,
         on_change=progress.counters_changed,
         resolver=resolver,
-        on_request=lambda request: channel.send({"asked": asked_of(request)}),
+        keyring=keyring,
+        on_request=on_request,
     )
     if resolver is not None and attempt.load_ahead:
         threading.Thread(
@@ -253,18 +288,22 @@ class AgentLink:
     """What comes from the agent, on a thread of its own.
 
     The main thread may be stuck in a collective and never answer. `answers` gets each message
-    that has a "request"; set it before anything is asked.
+    that has a "request"; set it before anything is asked. `may_go_on` is set once all workers
+    were found to have in common what they must.
     """
 
     def __init__(self, messages: Iterator[dict[str, Any]]) -> None:
         self._messages = messages
         self.answers: Callable[[dict[str, Any]], None] = lambda message: None
+        self.may_go_on = threading.Event()
 
     def obey(self) -> None:
         """Do what the agent says, until it tells this process to end or has gone itself."""
         for message in self._messages:
             if "request" in message:
                 self.answers(message)
+            elif "may_go_on" in message:
+                self.may_go_on.set()
             elif "stop_within_s" in message:
                 # On a thread of its own: to flush, and to checkpoint, takes answers.
                 threading.Thread(

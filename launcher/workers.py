@@ -1,7 +1,7 @@
 """The worker processes of one host in one attempt: start, follow, signal, reap.
 
-A worker is a child that is spawned for it, or one that stood by. One that stood by says when it
-has taken its plan; where it ends before, another child is spawned in its place.
+A worker is a child that is spawned for it, or early, or one that stood by. The latter two say when
+they have taken their plan; where one ends before, another child is spawned in its place.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from hotstart.cache.keyring import to_text
+from hotstart.cache.signing import Keyring
 from hotstart.launcher.child import Child
 from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
+from hotstart.launcher.preflight import WorkerFacts
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class FirstStep:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Output | FirstStep | WorkerExit
+Event = Output | FirstStep | WorkerExit | WorkerFacts
 
 
 class WorkerProcess:
@@ -58,18 +61,24 @@ class WorkerProcess:
         environ: dict[str, str],
         *,
         spawn: Callable[[dict[str, str]], Child],
+        early: Child | None = None,
         standby: Child | None = None,
+        keyring: Keyring | None = None,
         emit: Callable[[Event], None],
         on_message: Callable[[WorkerProcess, dict[str, Any]], None] = lambda worker, message: None,
     ) -> None:
-        """Start it in `standby` where that lives, else in a child spawned with `environ`.
+        """Start it in `early` or `standby` where that lives, else in a child that is spawned now.
 
+        Early children import what any worker does, so they may take their time; standbys have
+        done so, and one that does not take its plan soon is ended. `environ` is the worker's.
         `emit` may block on `Output`, and the worker's pipe with it. `on_message` gets what the
-        worker sends beside its reports, on the thread that reads them. Raises OSError.
+        worker sends beside its reports, on the thread that reads them. The signing keys go to it
+        by its channel alone. Raises OSError.
         """
         self.plan = plan
         self.report: dict[str, Any] = {}
         self._environ = environ
+        self._keyring = keyring or Keyring()
         self._spawn = spawn
         self._emit = emit
         self._on_message = on_message
@@ -82,13 +91,14 @@ class WorkerProcess:
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
         with self._lock:
-            self._may_replace = standby is not None and standby.attach(self)
-            if standby is not None and self._may_replace:
-                self._child = standby
+            kept = early or standby
+            self._may_replace = kept is not None and kept.attach(self)
+            if kept is not None and self._may_replace:
+                self._child = kept
                 self._send_plan()
             else:
                 self._go_on_in(spawn(environ))
-        if self._may_replace:
+        if self._may_replace and early is None:
             limit = threading.Thread(target=self._limit_take, args=(self._child,), daemon=True)
             limit.start()
 
@@ -173,7 +183,8 @@ class WorkerProcess:
 
     def _send_plan(self) -> None:
         _, of_attempt = split_environ(self._environ)
-        self.send({"plan": self.plan.to_json(), "environ": of_attempt})
+        message = {"plan": self.plan.to_json(), "environ": of_attempt}
+        self.send({**message, "signing_keys": to_text(self._keyring)})
 
     def _go_on_in(self, child: Child) -> None:
         self._child = child
@@ -191,7 +202,7 @@ class WorkerProcess:
             if self._stopped or self._taken.is_set():
                 return False
             self._may_replace = False
-            logger.info("process %d: its standby has ended", self.plan.process_index)
+            logger.info("process %d: the process kept for it has ended", self.plan.process_index)
             try:
                 self._go_on_in(self._spawn(self._environ))
             except OSError as error:

@@ -42,7 +42,7 @@ VALID = (
 )
 CACHE_VALID = (
     "Valid keys of cache: location, mode, strict, min_compile_time_s, node_dir, max_size, "
-    "flush_timeout_s, deadline_s, compile, read_ahead, load_ahead"
+    "flush_timeout_s, deadline_s, compile, signing_key_file, read_ahead, load_ahead"
 )
 SCRIPT_LINE = "script: train.py\n"
 

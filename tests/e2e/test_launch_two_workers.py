@@ -148,9 +148,9 @@ def test_dry_run_prints_job_environment_and_placement_and_starts_nothing() -> No
             "#   JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo",
             "#   JAX_PLATFORMS=cpu",
             "#   PYTHONUNBUFFERED=1",
-            "# taken out of it: JAX_COMPILATION_CACHE_DIR, JAX_COORDINATOR_ADDRESS, "
-            "JAX_COORDINATOR_BIND_ADDRESS, JAX_LOCAL_DEVICE_IDS, JAX_NUM_PROCESSES, "
-            "JAX_PROCESS_ID",
+            "# taken out of it: HOTSTART_SIGNING_KEYS, JAX_COMPILATION_CACHE_DIR, "
+            "JAX_COORDINATOR_ADDRESS, JAX_COORDINATOR_BIND_ADDRESS, JAX_LOCAL_DEVICE_IDS, "
+            "JAX_NUM_PROCESSES, JAX_PROCESS_ID",
             "# placement (spread)",
             "#   host 0: process 0, 1; {CPU: 1}",
             "#   host 1: process 2, 3; {CPU: 1}",

@@ -22,13 +22,13 @@ MEBIBYTE = 1 << 20
 
 
 class Retries:
-    """Counts calls of `on_retry`."""
+    """Counts what `count` is told of retries."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self) -> None:
-        self.count += 1
+    def __call__(self, retries: int = 0, **_: float) -> None:
+        self.count += retries
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def retries() -> Retries:
 
 @pytest.fixture
 def store(bucket: str, retries: Retries) -> GcsStore:
-    return GcsStore(f"{bucket}/prefix", on_retry=retries)
+    return GcsStore(f"{bucket}/prefix", count=retries)
 
 
 def sent(proxy: GcsProxy) -> list[tuple[str, str, int]]:
@@ -182,7 +182,11 @@ def test_get_final_status_raises_at_once_and_names_the_object(
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault("status", status=503, times=1000), Fault("reset", times=1000), Fault("stall")],
+    [
+        Fault("status", status=503, times=1000),
+        Fault("reset", times=1000),
+        Fault("stall", times=1000),
+    ],
     ids=lambda fault: fault.kind,
 )
 def test_get_failing_until_the_deadline_raises_deadline_exceeded_in_time(

@@ -30,6 +30,8 @@ from yarl import URL
 
 _CONTROL = "/__proxy__"
 _CHUNK_SIZE = 1 << 18
+_TRICKLE_BYTES_PER_S = 1000
+_TRICKLE_PIECE = 50  # so that it is never silent for long
 _HOP_HEADERS = {"host", "connection", "keep-alive", "transfer-encoding"}
 
 
@@ -37,9 +39,14 @@ _HOP_HEADERS = {"host", "connection", "keep-alive", "transfer-encoding"}
 class Fault:
     """What to do to the next `times` requests that match.
 
-    kind: "status" answers `status` and forwards nothing; "commit_then_status" forwards, throws
-    the answer away and answers `status`; "reset" cuts the connection before forwarding;
-    "short_body" cuts it half-way through the answer's body; "stall" never answers.
+    kind: "status" answers `status` and forwards nothing, with a `Retry-After` where that is
+    given; "commit_then_status" forwards, throws the answer away and answers `status`; "reset"
+    cuts the connection before forwarding, "reset_in_upload" when half of the request's body has
+    gone to the store, "short_body" half-way through the answer's body, and "reset_after" when
+    the store has answered, before any of it is passed on. "stall" never answers; "trickle" passes
+    the answer's body on at 1 KB/s, "trickle_upload" reads the request's at that rate.
+    "flipped_byte" changes the last byte of the answer's body. `lists` picks listings, or leaves
+    them out.
     """
 
     kind: str
@@ -47,6 +54,13 @@ class Fault:
     object_contains: str = ""
     status: int = 503
     times: int = 1
+    retry_after: str = ""
+    lists: bool | None = None
+
+    def matches(self, method: str, name: str, *, lists: bool) -> bool:
+        """Whether it is meant for this request."""
+        wanted = self.lists in (None, lists)
+        return wanted and self.method == method and self.object_contains in name
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class ProxiedRequest:
         """
         if self.method == "DELETE":
             return "free"
-        lists = not self.object_name and re.search(r"\b(prefix|delimiter|maxResults)=", self.query)
+        lists = _lists(self.object_name, self.query)
         return "B" if self.method in ("GET", "HEAD") and not lists else "A"
 
 
@@ -177,23 +191,24 @@ class _Proxy:
         if action == "faults":
             self._faults += [Fault(**item) for item in await request.json()]
         elif action == "reset":
-            self._log.clear()
+            self._log = []  # not cleared: what is under way is logged with its own time
             self._faults.clear()
         else:
             raise web.HTTPNotFound
         return web.json_response(None)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        log = self._log
         await self._wait_for_network(request)
         first = await request.content.readany()
         name = _object_name(request, first)
         exchange = _Exchange(request, first)
         try:
-            return await self._answer(request, exchange, self._take_fault(request.method, name))
+            return await self._answer(request, exchange, self._take_fault(request, name))
         except aiohttp.ClientConnectionResetError:  # the client has given up
             return web.Response(status=499)
         finally:
-            self._log.append(
+            log.append(
                 ProxiedRequest(
                     method=request.method,
                     object_name=name,
@@ -212,9 +227,10 @@ class _Proxy:
         if self._rtt_s:
             await asyncio.sleep(self._rtt_s * round_trips)
 
-    def _take_fault(self, method: str, name: str) -> Fault | None:
+    def _take_fault(self, request: web.Request, name: str) -> Fault | None:
+        lists = _lists(name, request.query_string)
         for index, fault in enumerate(self._faults):
-            if fault.method == method and fault.object_contains in name:
+            if fault.matches(request.method, name, lists=lists):
                 if fault.times > 1:
                     self._faults[index] = replace(fault, times=fault.times - 1)
                 else:
@@ -230,7 +246,8 @@ class _Proxy:
             async for chunk in exchange.body():
                 await self._up.carry(len(chunk))
             exchange.status = fault.status
-            return web.Response(status=fault.status, text="injected")
+            headers = {"Retry-After": fault.retry_after} if fault.retry_after else None
+            return web.Response(status=fault.status, text="injected", headers=headers)
         if kind == "stall":
             await asyncio.Event().wait()
         if kind == "reset":
@@ -245,22 +262,25 @@ class _Proxy:
                 request.method,
                 URL(self._target + request.raw_path, encoded=True),
                 headers=_end_to_end(request.headers),
-                data=self._upload(exchange) if request.body_exists else None,
+                data=self._upload(request, exchange, kind) if request.body_exists else None,
                 allow_redirects=False,
             ) as answer:
                 if fault and kind == "commit_then_status":
                     await answer.read()
                     exchange.status = fault.status
                     return web.Response(status=fault.status, text="injected")
-                return await self._pass_on(request, exchange, answer, cut=kind == "short_body")
+                if kind == "reset_after":
+                    await answer.read()
+                    _cut(request)
+                    return web.Response(status=500)
+                return await self._pass_on(request, exchange, answer, kind)
 
     async def _pass_on(
         self,
         request: web.Request,
         exchange: _Exchange,
         answer: aiohttp.ClientResponse,
-        *,
-        cut: bool,
+        kind: str,
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status)
         response.headers.extend(_end_to_end(answer.headers))
@@ -271,20 +291,36 @@ class _Proxy:
         await response.prepare(request)
         async for chunk in answer.content.iter_chunked(_CHUNK_SIZE):
             await self._down.carry(len(chunk))
-            if cut:
+            if kind == "short_body":
                 await response.write(chunk[: len(chunk) // 2])
                 _cut(request)
                 return response
-            await response.write(chunk)
+            if kind == "flipped_byte" and answer.content.at_eof():
+                chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])
+            for piece in _pieces(chunk, kind == "trickle"):
+                await response.write(piece)
+                if kind == "trickle":
+                    await asyncio.sleep(len(piece) / _TRICKLE_BYTES_PER_S)
             exchange.response_bytes += len(chunk)
         await response.write_eof()
         exchange.status = answer.status
         return response
 
-    async def _upload(self, exchange: _Exchange) -> AsyncIterator[bytes]:
+    async def _upload(
+        self, request: web.Request, exchange: _Exchange, kind: str
+    ) -> AsyncIterator[bytes]:
         async for chunk in exchange.body():
             await self._up.carry(len(chunk))
-            yield chunk
+            if kind == "reset_in_upload":
+                yield chunk[: len(chunk) // 2]
+                _cut(request)
+                raise aiohttp.ClientConnectionResetError("injected")
+            for piece in _pieces(chunk, kind == "trickle_upload"):
+                if request.transport is None:
+                    raise aiohttp.ClientConnectionResetError("the client has given up")
+                yield piece
+                if kind == "trickle_upload":
+                    await asyncio.sleep(len(piece) / _TRICKLE_BYTES_PER_S)
 
     async def _is_stale_delete(self, request: web.Request) -> bool:
         expected = request.query.get("ifGenerationMatch")
@@ -323,6 +359,16 @@ def _object_name(request: web.Request, first: bytes) -> str:
     # An upload names its object in a JSON part at the start of the body.
     name = re.search(rb'"name":\s*("(?:[^"\\]|\\.)*")', first)
     return str(json.loads(name[1])) if name and "/upload/" in request.path else ""
+
+
+def _lists(name: str, query: str) -> bool:
+    return not name and bool(re.search(r"\b(prefix|delimiter|maxResults)=", query))
+
+
+def _pieces(chunk: bytes, small: bool) -> list[bytes]:
+    """The chunk whole, or as it trickles."""
+    size = _TRICKLE_PIECE if small else max(1, len(chunk))
+    return [chunk[start : start + size] for start in range(0, len(chunk), size)]
 
 
 def _end_to_end(headers: Any) -> list[tuple[str, str]]:

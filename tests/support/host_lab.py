@@ -14,6 +14,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import EntryMeta, encode, entry_digest, entry_name
 from hotstart.cache.errors import StoreError, TransientError
+from hotstart.cache.guarded import GuardedStore
 from hotstart.cache.leases import StoreLeases
 from hotstart.launcher.coordinator import Coordinator
 from hotstart.launcher.coordinator_link import CoordinatorLink
@@ -169,7 +170,8 @@ class Host:
         self.far = far
         self.index = index
         near = near or DirectoryStore(folder / f"near{index}")
-        self.store = HostStore(config or CacheConfig("memory://far"), near, far, **store)
+        guarded = None if far is None else GuardedStore(far)
+        self.store = HostStore(config or CacheConfig("memory://far"), near, guarded, **store)
         self.upstream = Upstream(self.store, index, peers, leases)
         self.cache = HostCache(self.store, self.upstream)
         self.link: CoordinatorLink | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotstart.cache import store as store_module
+from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import DeadlineExceeded
 from hotstart.launcher import child as child_module
 from hotstart.launcher.agent import Agent
@@ -17,6 +19,8 @@ from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.event_queue import EventQueue
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.preflight import WorkerFacts
+from hotstart.launcher.store_check import check_readable
 from hotstart.launcher.workers import LEFT_OUT, Output
 from tests.support.launch import await_true, is_running
 
@@ -190,3 +194,23 @@ def test_agent_worker_that_ends_takes_what_it_started_in_another_session(
     lines = [line for event in seen if isinstance(event, Output) for line in event.lines]
     [child] = [int(line.split()[1]) for line in lines if line.startswith("child ")]
     await_true(lambda: not is_running(child), 2)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_agent_says_for_each_worker_whether_its_host_can_read_the_location(
+    agent: Agent, tmp_path: Path, readable: bool
+) -> None:
+    location = tmp_path / "cache"
+    problem = ""
+    if not readable:
+        location = tmp_path / "loop"
+        location.symlink_to(location)
+        problem = check_readable(CacheConfig(str(location))) or ""
+        assert str(location) in problem
+    attempt = replace(plan(sleeper(tmp_path), str(tmp_path)), cache=CacheConfig(str(location)))
+    agent._look_at_store(attempt, (4, 5))
+    says = {"cache.location": "can be read" if readable else f"can't be read: {problem}"}
+    host = socket.gethostname()
+    assert agent.events(0).events == tuple(
+        (1, WorkerFacts(index, host, "store", says)) for index in (4, 5)
+    )

@@ -23,6 +23,7 @@ from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.launcher.agent_resolver import AgentResolver
 from hotstart.launcher.channel import Channel
 from tests.support.host_lab import KEY, FarStore, Gang, Host, entry, flipped, until
+from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.unit
 
@@ -184,6 +185,16 @@ def test_flipped_byte_in_the_node_directory_is_repaired_for_all(
     folder.write_bytes(flipped(entry()))
     assert together(processes, lambda p: p.get()) == [b"executable"] * 4
     assert (far.reads(), folder.read_bytes()) == (1, entry())
+
+
+def test_worker_that_cannot_read_its_node_directory_reads_the_store(
+    start: Start, far: FarStore
+) -> None:
+    far.create(entry_name(KEY), entry())
+    a, b = start(1, 2)
+    a.cache._node = MemoryStore()  # never has what the agent has put into its own
+    assert (a.get(), b.get()) == (b"executable", b"executable")
+    assert (a.compiled, b.compiled, far.get(entry_name(KEY))) == (0, 0, entry())
 
 
 def test_entry_that_jax_cannot_load_is_compiled_anew_and_replaced(

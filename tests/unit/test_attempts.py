@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from hotstart.launcher.outcome import (
     WorkerExit,
 )
 from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import Event, FirstStep, Output
 from tests.support.memory_store import MemoryStore
@@ -91,6 +92,9 @@ class FakeGang:
         script = self._scripts[self._attempt]
         self._pending += [[(self._attempt, e) for e in batch] for batch in script.batches]
 
+    def go_on(self, attempt: int) -> None:
+        self._calls.append((self._name, "go_on", attempt))
+
     def events(self) -> Iterator[tuple[int, Event]]:
         if self._pending:
             yield from self._pending.pop(0)
@@ -135,6 +139,9 @@ class Told:
     def attempt_started(self, attempt: int) -> None:
         self.lines.append(f"attempt {attempt}")
 
+    def differs(self, attempt: int, difference: str) -> None:
+        self.lines.append(f"attempt {attempt} differs: {difference}")
+
     def output(self, output: Output) -> None:
         self.lines += output.lines
 
@@ -177,6 +184,7 @@ class Bench:
         self.ahead: FakeAhead | None = None
         self.clock = FakeClock()
         self.placed = 0
+        self.plan = plan
         self.is_interrupted: Callable[[], bool] = lambda: False
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
@@ -188,7 +196,7 @@ class Bench:
             settings,
             self.record,
             self._place,
-            plan,
+            self.plan,
             self.told,
             lambda: self.is_interrupted(),
             ahead=self.ahead,  # type: ignore[arg-type]
@@ -202,7 +210,7 @@ class Bench:
         """Of all recorded attempts, in order."""
         return [(a.end or {}).get("outcome") for a in self.record.attempts()]
 
-    def _place(self) -> FakeGang | None:
+    def _place(self, attempt: int) -> FakeGang | None:
         self.placed += 1
         return FakeGang(self.scripts, self.calls, f"gang {self.placed}")
 
@@ -359,7 +367,7 @@ def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
             if attempt.attempt == 2:
                 self._pending.insert(0, [loose, (1, Output(0, ("first",)))])
 
-    bench._place = lambda: Late(bench.scripts, bench.calls, "gang 1")  # type: ignore[method-assign]
+    bench._place = lambda attempt: Late(bench.scripts, bench.calls, "gang 1")  # type: ignore[method-assign]
     assert bench.run().exit_code == ExitCode.DONE
     assert bench.told.lines == ["attempt 1", "attempt 2", "second"]
 
@@ -391,7 +399,7 @@ def test_loop_agent_lost_in_a_pause_places_another_gang_and_charges_nothing() ->
                 self._lose([lost_agent(node_alive=True)])
             yield from super().events()
 
-    def dying() -> FakeGang:
+    def dying(attempt: int) -> FakeGang:
         bench.placed += 1
         return Dying(bench.scripts, bench.calls, f"gang {bench.placed}")
 
@@ -410,7 +418,7 @@ def test_loop_agent_lost_in_a_pause_places_another_gang_and_charges_nothing() ->
 def test_loop_agents_that_are_always_lost_before_the_start_end_the_run() -> None:
     bench = Bench()
 
-    def stillborn() -> FakeGang:
+    def stillborn(attempt: int) -> FakeGang:
         bench.placed += 1
         gang = FakeGang(bench.scripts, bench.calls, f"gang {bench.placed}")
         gang.lost.append(lost_agent(node_alive=True))
@@ -433,7 +441,7 @@ def test_loop_start_that_a_host_refuses_ends_the_attempt_and_the_run() -> None:
         def start(self, attempt: AttemptPlan, decided_at: float) -> None:
             raise HostFailed("host can't start its workers: why")
 
-    bench._place = lambda: Refusing({}, bench.calls, "gang 1")  # type: ignore[method-assign]
+    bench._place = lambda attempt: Refusing({}, bench.calls, "gang 1")  # type: ignore[method-assign]
     with pytest.raises(HostFailed, match="why"):
         bench.run()
     assert bench.calls == [("gang 1", "close")]
@@ -487,3 +495,44 @@ def test_loop_told_to_stop_flushes_no_longer_than_a_stop_may_take() -> None:
     bench.is_interrupted = lambda: ("gang 1", "start", 1) in bench.calls
     assert bench.run().exit_code == ExitCode.INTERRUPTED
     assert ("gang 1", "flush 3") in bench.calls
+
+
+def said(stage: str, *values: str) -> list[WorkerFacts]:
+    """What the workers say of themselves, one value each."""
+    return [WorkerFacts(i, "host", stage, {"jaxlib": value}) for i, value in enumerate(values)]
+
+
+def strict_plan(attempt: int, coordinator: str) -> AttemptPlan:
+    cache = CacheConfig("/cache", strict=True)
+    return replace(plan(attempt, coordinator), cache=cache, await_preflight=True)
+
+
+DIFFERS = "jaxlib differs: 1 on process 0, 2 on process 1"
+
+
+def test_loop_workers_that_differ_are_told_and_recorded_and_go_on() -> None:
+    bench = Bench(Script([said("start", "1", "2"), [ended(0), ended(1)]]))
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.told.lines == ["attempt 1", f"attempt 1 differs: {DIFFERS}"]
+    [attempt] = bench.record.attempts()
+    [stage] = attempt.differences
+    assert [difference["text"] for difference in stage["differences"]] == [DIFFERS]
+    assert ("gang 1", "go_on", 1) not in bench.calls
+
+
+def test_loop_workers_that_differ_in_strict_mode_end_the_run_with_four() -> None:
+    bench = Bench(Script([said("start", "1", "2")], last_words=[stopped(0), stopped(1)]))
+    bench.plan = strict_plan
+    assert bench.run() == GiveUp(ExitCode.CACHE_REQUIRED, f"strict mode: {DIFFERS}")
+    assert ("gang 1", "go_on", 1) not in bench.calls
+    assert ("gang 1", "stop", 1.0, False) in bench.calls
+    assert bench.outcomes() == ["cache-required"]
+
+
+def test_loop_workers_that_agree_in_strict_mode_are_let_on_once_all_have_said_all() -> None:
+    batches = [said("start", "1", "1"), said("store", "1", "1"), [ended(0), ended(1)]]
+    bench = Bench(Script(batches))
+    bench.plan = strict_plan
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.calls.count(("gang 1", "go_on", 1)) == 1
+    assert bench.told.lines == ["attempt 1"]

@@ -17,7 +17,7 @@ TOP = (
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
-    "compile, read_ahead, load_ahead"
+    "compile, signing_key_file, read_ahead, load_ahead"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 SIZE_RULE = "expected a size like 50GiB, 500MB or a number of bytes"
@@ -73,6 +73,25 @@ BELOW_SCRIPT = {
     ),
     "env_nothing": ("env:\n  A:", "3: env.A: expected text, got nothing"),
     "env_list": ("env:\n  A: [1]", "3: env.A: expected text, got a list"),
+    "env_signing_keys": (
+        "env:\n  HOTSTART_SIGNING_KEYS: hotstart-key-1-00",
+        "3: env.HOTSTART_SIGNING_KEYS: a signing key is a host's own, and no job brings it; set "
+        "the variable where Ray is started on each host, or cache.signing_key_file to a path there",
+    ),
+    "env_signing_key_file": (
+        "env:\n  HOTSTART_SIGNING_KEY_FILE: /k",
+        "3: env.HOTSTART_SIGNING_KEY_FILE: a signing key is a host's own, and no job brings it; "
+        "set the variable where Ray is started on each host, or cache.signing_key_file to a path "
+        "there",
+    ),
+    "signing_key_file_url": (
+        "cache: {signing_key_file: gs://b/key}",
+        "2: cache.signing_key_file: expected a file of each host, got 'gs://b/key'",
+    ),
+    "signing_key_file_empty": (
+        "cache: {signing_key_file: ''}",
+        "2: cache.signing_key_file: expected a file of each host, got ''",
+    ),
     "env_name": (
         "env:\n  A=B: c",
         "3: env.A=B: not a name that an environment variable may have",

@@ -18,7 +18,7 @@ TOP = (
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
-    "compile, read_ahead, load_ahead"
+    "compile, signing_key_file, read_ahead, load_ahead"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 

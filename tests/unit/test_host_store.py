@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,9 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import entry_digest, entry_name
 from hotstart.cache.errors import AccessDenied, StoreError, TransientError
+from hotstart.cache.guarded import GuardedStore
 from hotstart.launcher.host_store import HostStats, HostStore
+from hotstart.launcher.host_uploads import HostUploads
 from tests.support.host_lab import KEY, FarStore, entry, flipped, until
 
 pytestmark = pytest.mark.unit
@@ -20,13 +24,6 @@ pytestmark = pytest.mark.unit
 NAME = entry_name(KEY)
 DIGEST = entry_digest(entry())
 OTHER = entry(payload=b"another")
-
-
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class SlowFar(FarStore):
@@ -54,13 +51,8 @@ def near(tmp_path: Path) -> DirectoryStore:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(near: DirectoryStore, far: FarStore, clock: Clock) -> Iterator[HostStore]:
-    made = HostStore(CacheConfig("memory://far"), near, far, clock=clock)
+def store(near: DirectoryStore, far: FarStore) -> Iterator[HostStore]:
+    made = HostStore(CacheConfig("memory://far"), near, far)
     yield made
     made.close()
 
@@ -73,18 +65,33 @@ def test_read_far_gives_the_verified_entry_and_counts_it(store: HostStore, far: 
     assert store.stats() == HostStats(reads=1, read_bytes=len(entry()))
 
 
-def test_read_far_of_an_outage_raises_at_once_for_a_minute(
-    store: HostStore, far: FarStore, clock: Clock
+def test_read_far_of_an_outage_raises_at_once_until_an_upload_has_arrived(
+    near: DirectoryStore, far: FarStore
 ) -> None:
-    far.create(NAME, entry())
+    store = HostStore(CacheConfig("memory://far"), near, GuardedStore(far))
     far.fail()
-    for _ in range(3):
+    for _ in range(5):
         with pytest.raises(TransientError):
             store.read_far(KEY)
-    assert (far.reads(), store.stats().errors) == (1, 3)
+    assert (far.reads(), store.stats().errors) == (2, 5)
     far.error = None
-    clock.now_s = 60.0
+    near.create(NAME, entry())
+    store.upload(KEY)
+    assert store.flush(20)
     assert store.read_far(KEY) is not None
+    store.close()
+
+
+def test_strict_upload_that_an_outage_keeps_out_is_told_to_workers(
+    near: DirectoryStore, far: FarStore
+) -> None:
+    store = HostStore(CacheConfig("memory://far", strict=True), near, GuardedStore(far))
+    near.create(NAME, entry())
+    far.fail()
+    store.upload(KEY)
+    assert store.flush(20) is False
+    assert store.required == ("the cache is required and cannot be used: 503 from the far store")
+    store.close()
 
 
 def test_read_far_that_is_denied_raises_but_pauses_nothing(store: HostStore, far: FarStore) -> None:
@@ -153,11 +160,11 @@ def test_hand_out_gives_only_the_digest_that_was_asked_for(
 
 
 def test_upload_of_a_killed_agent_is_resumed_by_the_next(
-    near: DirectoryStore, clock: Clock
+    near: DirectoryStore,
 ) -> None:
     far = SlowFar()
     near.create(NAME, entry())
-    killed = HostStore(CacheConfig("memory://far"), near, far, threads=1, clock=clock)
+    killed = HostStore(CacheConfig("memory://far"), near, far, threads=1)
     keys = [KEY, *(f"jit_{i}-" + "1" * 64 for i in range(3))]
     for key in keys:
         near.create(entry_name(key), entry(key))
@@ -166,7 +173,7 @@ def test_upload_of_a_killed_agent_is_resumed_by_the_next(
     killed.close()  # as far as the marks go, a kill does no more
     assert len(list(near.list("pending/"))) == 4
     far.may_create.set()
-    following = HostStore(CacheConfig("memory://far"), near, far, clock=clock)
+    following = HostStore(CacheConfig("memory://far"), near, far)
     following.resume_uploads()
     assert following.flush(20)
     assert [far.get(entry_name(key)) == entry(key) for key in keys] == [True] * 4
@@ -188,6 +195,55 @@ def test_upload_that_fails_keeps_its_mark_and_says_so(
     store.resume_uploads()
     assert store.flush(20) is True
     assert (far.get(NAME), list(near.list("pending/"))) == (entry(), [])
+
+
+@pytest.fixture
+def uploads(near: DirectoryStore, far: FarStore) -> Iterator[Callable[..., HostUploads]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(**how: Any) -> HostUploads:
+            made = HostUploads(near, far, lambda size: None, lambda *trouble: None, **how)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def test_upload_that_an_outage_keeps_out_is_tried_until_the_outage_is_over(
+    uploads: Callable[..., HostUploads], far: FarStore, near: DirectoryStore
+) -> None:
+    near.create(NAME, entry())
+    far.fail()
+    told: list[bool] = []
+    uploads(again_s=(0.01, 0.02)).upload(KEY, told.append)
+    assert until(lambda: far.creates[NAME] >= 4)
+    far.error = None
+    assert until(lambda: not list(near.list("pending/")))
+    assert (far.get(NAME), told) == (entry(), [False])
+
+
+def test_upload_that_an_outage_keeps_out_is_tried_by_a_flush(
+    uploads: Callable[..., HostUploads], far: FarStore, near: DirectoryStore
+) -> None:
+    near.create(NAME, entry())
+    far.fail()
+    host = uploads(again_s=(600.0,))
+    told: list[bool] = []
+    host.upload(KEY, told.append)
+    assert until(lambda: told == [False])
+    assert (host.flush(20), host.flush(20), far.creates[NAME]) == (False, False, 3)
+    far.error = None
+    assert (host.flush(20), far.get(NAME)) == (True, entry())
+
+
+def test_upload_that_is_refused_is_not_tried_again(
+    uploads: Callable[..., HostUploads], far: FarStore, near: DirectoryStore
+) -> None:
+    near.create(NAME, entry())
+    far.error = AccessDenied("403")
+    host = uploads()
+    host.upload(KEY, lambda in_store: None)
+    assert (host.flush(20), host.flush(20), far.creates[NAME]) == (False, False, 1)
 
 
 def test_upload_asked_twice_makes_one_object_and_tells_both(near: DirectoryStore) -> None:

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing, TransientError
+from hotstart.cache.signing import SIGNATURE_BYTES
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestEntry
 from hotstart.launcher.manifest_store import ManifestStore
 
@@ -62,9 +63,9 @@ def test_manifest_store_save_takes_two_requests(store, requests):
     assert requests == ["list", "create"]
 
 
-def test_manifest_store_save_of_the_latest_takes_one_request(store, requests):
+def test_manifest_store_save_of_the_latest_takes_two_requests(store, requests):
     save(store, manifest("a"), manifest("a"))
-    assert requests == ["list", "create", "list"]
+    assert requests == ["list", "create", "list", "get"]
 
 
 def test_manifest_store_save_of_an_older_equal_one_makes_it_the_latest(store):
@@ -91,7 +92,7 @@ def test_manifest_store_skips_what_is_damaged_foreign_or_too_large(store, caplog
     store.now_s += 1
     store.create(f"manifests/v1/{JOB}/{'1' * 64}", b"{}")
     store.create(f"manifests/v1/{JOB}/notes.txt", manifest("b").to_json())
-    store.create(f"manifests/v1/{JOB}/{'2' * 64}", b" " * (MAX_BYTES + 1))
+    store.create(f"manifests/v1/{JOB}/{'2' * 64}", b" " * (MAX_BYTES + SIGNATURE_BYTES + 1))
 
     with caplog.at_level(logging.WARNING):
         assert ManifestStore(store).latest(JOB) == manifest("a")

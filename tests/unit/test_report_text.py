@@ -30,11 +30,15 @@ def worker(index: int, *, hits: int, compiled: int, first_step: float | None, **
             "compiled": compiled,
             "waits": 0,
             "errors": 0,
+            "unsigned": 0,
+            "bad_signature": 0,
             "read_bytes": 1_234_567 * hits,
             "written_bytes": 345_678_901 * compiled,
             "compile_s": 112.5 * compiled,
             "saved_s": 112.5 * hits,
             "retries": 0,
+            "retry_s": 0.0,
+            "outages": 0,
             "compiled_before_enable": 0,
             "compiled_before_enable_names": [],
             **cache,
@@ -212,7 +216,7 @@ def test_report_text_without_attempts_is_the_header():
 
 
 def test_text_says_what_each_host_read_and_uploaded():
-    idle = {name: 0 for name in HOST_COUNTS}
+    idle = {name: 0 for name in HOST_COUNTS} | {"retry_s": 0.0}
     busy = {**idle, "host": "a", "reads": 3, "read_bytes": 3_000, "uploads": 2, "errors": 1}
     workers = [worker(0, hits=1, compiled=0, first_step=2.0)]
     lines = text_of(report(attempt(1, "done", None, workers, [busy, {**idle, "host": "b"}])), 120)
@@ -220,4 +224,37 @@ def test_text_says_what_each_host_read_and_uploaded():
     assert notes == [
         "a: 3 entries read (3.0 kB), 0 from other hosts, 2 uploaded (0 B)",
         "a: 1 cache errors; none of them fails the job",
+    ]
+
+
+def test_report_text_says_what_was_refused_for_its_signature():
+    host = {name: 0 for name in HOST_COUNTS} | {"host": "a", "unsigned": 2, "retry_s": 0.0}
+    workers = [worker(0, hits=1, compiled=0, first_step=2.0, bad_signature=1)]
+
+    lines = text_of(report(attempt(1, "done", None, workers, [host])), 120)
+
+    refused = [line.strip() for line in lines if "refused" in line]
+    assert refused == [
+        "a: 2 unsigned and 0 wrongly signed objects refused (docs/trust.md)",
+        "process 0: 0 unsigned and 1 wrongly signed objects refused (docs/trust.md)",
+    ]
+
+
+def test_report_text_says_what_was_sent_again_and_how_long_it_took():
+    idle = {name: 0 for name in HOST_COUNTS} | {"retry_s": 0.0}
+    hosts = [
+        {**idle, "host": "a", "retries": 7, "retry_s": 61.25, "outages": 1},
+        {**idle, "host": "b", "retry_s": 10.0},
+        {**idle, "host": "c"},
+    ]
+    workers = [worker(0, hits=1, compiled=0, first_step=2.0, retries=1, retry_s=0.5, outages=2)]
+
+    lines = text_of(report(attempt(1, "done", None, workers, hosts)), 140)
+
+    assert [line.strip() for line in lines if "sent again" in line] == [
+        "a: 7 store requests sent again; failed tries and their waits took 61.25 s; "
+        "the store was out and left alone once",
+        "b: 0 store requests sent again; failed tries and their waits took 10.00 s",
+        "process 0: 1 store requests sent again; failed tries and their waits took 0.50 s; "
+        "the store was out and left alone 2 times",
     ]

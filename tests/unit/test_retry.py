@@ -5,8 +5,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hotstart.cache.errors import AccessDenied, DeadlineExceeded, TransientError
-from hotstart.cache.retry import FIRST_WAIT_AT_MOST_S, LONGEST_WAIT_S, retry_policy
+from hotstart.cache.errors import AccessDenied, DeadlineExceeded, StoreOut, TransientError
+from hotstart.cache.retry import (
+    FIRST_WAIT_AT_MOST_S,
+    LONGEST_WAIT_S,
+    retry_policy,
+    try_timeout_s,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -132,3 +137,72 @@ def test_policy_time_spent_in_the_call_counts_towards_the_deadline(time: FakeTim
     with pytest.raises(DeadlineExceeded):
         retry_policy(deadline_s=10, clock=time.clock, sleep=time.sleep)(slow)
     assert calls == 2
+
+
+def test_policy_retry_after_comes_on_top_of_the_jitter(time: FakeTime) -> None:
+    policy = retry_policy(deadline_s=100, clock=time.clock, sleep=time.sleep)
+
+    assert policy(failing(2, TransientError("429", retry_after_s=7.0))) == "done"
+
+    random.seed(1234)
+    assert time.sleeps == [7.0 + random.uniform(0, 0.5), 7.0 + random.uniform(0, 1.0)]
+
+
+def test_policy_retry_after_beyond_the_deadline_gives_up_at_once(time: FakeTime) -> None:
+    policy = retry_policy(deadline_s=30, clock=time.clock, sleep=time.sleep)
+
+    with pytest.raises(DeadlineExceeded, match=r"given up after 0\.0 s and 1 try "):
+        policy(failing(1, TransientError("429", retry_after_s=30.0)))
+    assert time.sleeps == []
+
+
+def test_policy_counts_the_seconds_of_failed_tries_and_waits_but_not_of_the_last_try(
+    time: FakeTime,
+) -> None:
+    lost: list[float] = []
+    failures = 2
+
+    def slow() -> str:
+        nonlocal failures
+        time.now_s += 4
+        failures -= 1
+        if failures >= 0:
+            raise TransientError("503")
+        return "done"
+
+    policy = retry_policy(deadline_s=100, clock=time.clock, sleep=time.sleep, on_lost=lost.append)
+    assert policy(slow) == "done"
+    assert lost == pytest.approx([4 + time.sleeps[0], 4 + time.sleeps[1]])
+
+
+def test_policy_given_up_counts_the_seconds_of_its_last_try_too(time: FakeTime) -> None:
+    lost: list[float] = []
+
+    def slow() -> None:
+        time.now_s += 6
+        raise TransientError("stalled")
+
+    policy = retry_policy(deadline_s=10, clock=time.clock, sleep=time.sleep, on_lost=lost.append)
+    started = time.now_s
+    with pytest.raises(DeadlineExceeded):
+        policy(slow)
+    assert sum(lost) == pytest.approx(time.now_s - started)
+    assert lost[-1] == pytest.approx(6)
+
+
+def test_policy_store_that_is_out_is_not_retried(time: FakeTime) -> None:
+    policy = retry_policy(deadline_s=10, clock=time.clock, sleep=time.sleep)
+
+    with pytest.raises(StoreOut):
+        policy(failing(1, StoreOut("left alone")))
+    assert time.sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "size_bytes", "expected_s"),
+    [(30.0, 0, 10.0), (30.0, 2_000_000, 11.0), (0.9, 200_000, 0.4), (30.0, 100_000_000, 60.0)],
+)
+def test_try_timeout_is_a_third_of_the_deadline_and_what_the_bytes_may_take(
+    deadline_s: float, size_bytes: int, expected_s: float
+) -> None:
+    assert try_timeout_s(deadline_s, size_bytes) == pytest.approx(expected_s)

@@ -17,6 +17,7 @@ from hotstart.cache.errors import (
     StoreError,
     TransientError,
 )
+from hotstart.cache.guarded import GuardedStore
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.store import ObjectStat
 from tests.support.memory_store import MemoryStore
@@ -78,15 +79,14 @@ class SpyStore(MemoryStore):
 
 
 class Rig:
-    """A cache over two stores, with a clock that stands still until it is set."""
+    """A cache over two stores."""
 
     def __init__(self, *, with_node: bool = True, **settings: bool) -> None:
-        self.now_s = 0.0
         self.store = SpyStore("memory://store")
         self.node = SpyStore("memory://node")
         self.counters = Counters()
         tiers = Tiers(self.store, self.node if with_node else None)
-        self.cache = SharedCache(tiers, self.counters, clock=lambda: self.now_s, **settings)
+        self.cache = SharedCache(tiers, self.counters, **settings)
 
     def get(self) -> tuple[str, bytes, EntryMeta] | None:
         """What `get` gives, once what it leaves for the background is done."""
@@ -245,7 +245,7 @@ def test_read_only_bad_entry_of_the_store_is_left_there_and_shadowed_by_the_node
 
     rig.put()
 
-    assert rig.store.calls == ["get"]
+    assert rig.store.calls == ["get", "get"]  # where it belongs, and where a replacement would be
     assert rig.store.bytes_of(NAME) == corrupt()
     assert rig.cache.get(KEY).payload == b"compiled here"
 
@@ -382,20 +382,19 @@ def test_store_errors_are_each_counted_and_warned_of_once(rig, caplog):
     assert rig.get() == (KEY, b"compiled here", META)  # by the node
 
 
-def test_store_that_is_out_is_asked_again_after_a_minute_and_each_miss_is_counted(rig):
-    rig.store.errors = {"get": DeadlineExceeded("no answer")}
-    assert rig.get() is None
-    rig.store.errors = {}
-    rig.store.fill(NAME, sound())
+def test_store_that_is_out_is_a_counted_miss_each_time_and_a_put_still_tries_it():
+    bucket, counters = SpyStore("memory://store"), Counters()
+    guarded = GuardedStore(bucket, count=counters.add)
+    cache = SharedCache(Tiers(guarded, SpyStore("memory://node")), counters)
+    bucket.errors = {"get": DeadlineExceeded("no answer")}
 
-    rig.now_s = 59.9
-    assert rig.get() is None
-    assert rig.store.calls == ["get"]
-    rig.now_s = 60.1
-    assert rig.get() == (KEY, b"stored", META)
+    assert [cache.get(KEY) for _ in range(5)] == [None] * 5
+    assert bucket.calls == ["get", "get"]
+    assert counters.snapshot() == CacheStats(errors=5, outages=1)
 
-    assert rig.store.calls == ["get", "get"]
-    assert rig.stats == CacheStats(errors=2, read_bytes=len(sound()))
+    cache.put(KEY, b"compiled here", META)
+    assert cache.flush(PATIENCE_S) is True
+    assert decode(KEY, bucket.bytes_of(NAME) or b"").payload == b"compiled here"
 
 
 def test_node_errors_do_not_hide_the_store(rig):
@@ -416,16 +415,53 @@ def test_bad_node_entry_that_cannot_be_dropped_is_still_not_served(rig):
     assert rig.get() == (KEY, b"stored", META)
 
 
-def test_bad_store_entry_that_may_not_be_deleted_stays_and_is_counted(rig):
+def test_bad_store_entry_that_may_not_be_deleted_stays_and_is_replaced_under_another_name():
+    rig = Rig(with_node=False)
     rig.store.fill(NAME, corrupt())
+    assert rig.cache.get(KEY) is None
+    rig.store.errors = {"delete": DENIED}
+
+    assert rig.put() is True
+
+    assert rig.store.bytes_of(NAME) == corrupt()
+    assert rig.store.bytes_of(f"{NAME}~1") == sound(b"compiled here")
+    assert rig.cache.get(KEY).payload == b"compiled here"
+    assert rig.stats == CacheStats(
+        errors=1,
+        read_bytes=2 * len(corrupt()) + len(sound(b"compiled here")),
+        written_bytes=len(sound(b"compiled here")),
+    )
+
+
+def test_entry_that_does_not_load_and_may_not_be_deleted_is_passed_over_for_its_replacement():
+    rig = Rig(with_node=False)
+    rig.store.fill(NAME, sound())
+    entry = rig.cache.get(KEY)
+    rig.cache.failed(KEY, entry)
+    rig.store.errors = {"delete": DENIED}
+
+    assert rig.put(replaces=entry.digest) is True
+
+    assert rig.store.bytes_of(f"{NAME}~1") == sound(b"compiled here")
+    again = Rig(with_node=False)
+    again.store = rig.store
+    other = SharedCache(Tiers(rig.store), again.counters)
+    first = other.get(KEY)
+    assert first.payload == b"stored"
+    other.failed(KEY, first)
+    assert other.get(KEY).payload == b"compiled here"
+
+
+def test_bad_store_entry_whose_replacements_may_not_be_deleted_either_is_counted():
+    rig = Rig(with_node=False)
+    for suffix in ("", "~1", "~2", "~3"):
+        rig.store.fill(f"{NAME}{suffix}", corrupt())
     assert rig.cache.get(KEY) is None
     rig.store.errors = {"delete": DENIED}
 
     assert rig.put() is False
 
-    assert rig.store.bytes_of(NAME) == corrupt()
-    assert rig.stats.errors == 2
-    assert rig.cache.get(KEY).payload == b"compiled here"  # by the node
+    assert rig.stats.errors == 5  # four entries and the write
 
 
 def test_strict_get_after_a_failed_write_raises_cache_required():

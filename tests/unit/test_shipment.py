@@ -96,6 +96,35 @@ def test_prepare_environment_settings_and_run_name_go_to_the_driver(
     assert submission.run_dir == "gs://b/runs"
 
 
+@pytest.mark.parametrize("how", ["setting", "environment", "link"])
+def test_prepare_with_a_signing_key_in_the_folder_that_is_sent_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    overrides, path, source = [], project / "signing.key", "environment HOTSTART_SIGNING_KEY_FILE"
+    if how == "setting":
+        overrides = ["cache.signing_key_file=signing.key"]
+        source = "command line: cache.signing_key_file"
+    else:
+        if how == "link":
+            (project / "secret").write_text("")
+            path = project.parent / "link.key"
+            path.symlink_to(project / "secret")
+        monkeypatch.setenv("HOTSTART_SIGNING_KEY_FILE", str(path))
+    with pytest.raises(UsageError) as caught:
+        prepare("jobs/job.yaml", overrides, "gs://b")
+    assert str(caught.value) == (
+        f"{source}: {path} lies in {project}, which is sent to the cluster; move the key out of "
+        "it, and bring it to the hosts by a way of its own (docs/trust.md)"
+    )
+
+
+def test_prepare_sends_no_signing_key_of_the_environment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTSTART_SIGNING_KEYS", "hotstart-key-1-secret")
+    assert "secret" not in str(prepare("jobs/job.yaml", [], "gs://b"))
+
+
 def test_prepare_script_outside_every_folder_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

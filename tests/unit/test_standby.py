@@ -85,6 +85,11 @@ class Host:
         self.agent.start(self.plan(attempt, count), tuple(range(count)), 0.0)
         return self.steps(count)
 
+    def prepare(self, count: int = 1) -> dict[int, int]:
+        """Prepare the first attempt; the process ids of its workers."""
+        self.agent.prepare(self.plan(1, count), tuple(range(count)))
+        return {index: child.pid for index, child in self.agent._early.items()}
+
     def steps(self, count: int) -> dict[int, dict[str, Any]]:
         reports: dict[int, dict[str, Any]] = {}
         while len(reports) < count:
@@ -395,6 +400,66 @@ def test_standby_is_not_kept_where_the_job_says_so(host: Host) -> None:
     host.steps(1)
     host.end_attempt()  # its last messages have been read then
     assert host.agent._standbys._modules == {}
+
+
+# Workers that are started before their plan is there.
+
+
+def test_prepared_workers_become_those_of_the_first_attempt(host: Host) -> None:
+    host.module("sitecustomize", "print('started early', flush=True)")
+    host.program("print('attempt', os.environ['HOTSTART_ATTEMPT'])")
+    prepared = host.prepare(2)
+    reports = host.start(1, 2)
+    assert host.worker_pids() == prepared
+    assert [reports[i]["standby"] for i in (0, 1)] == [False, False]
+    assert host.said("attempt ", 2) == ["1", "1"]
+    assert host.said("started early", 2) == ["", ""]
+
+
+def test_prepared_workers_import_jax_before_their_plan_is_there(host: Host, tmp_path: Path) -> None:
+    imported = tmp_path / "imported"
+    host.module("jax", f"import pathlib; pathlib.Path({str(imported)!r}).touch()")
+    host.prepare()
+    await_true(imported.exists, 10)
+
+
+def test_prepared_worker_of_another_environment_is_not_used(host: Host) -> None:
+    host.program("print('color', os.environ['COLOR'])")
+    host.environ["COLOR"] = "red"
+    prepared = host.prepare()
+    host.environ["COLOR"] = "blue"
+    host.start(1)
+    assert host.said("color ", 1) == ["blue"]
+    await_true(lambda: not is_running(prepared[0]), 5)
+
+
+def test_prepared_worker_that_has_ended_gives_way_to_a_fresh_one(host: Host) -> None:
+    host.program()
+    prepared = host.prepare()
+    os.kill(prepared[0], signal.SIGKILL)
+    host.start(1)
+    assert host.worker_pids() != prepared
+
+
+def test_prepared_worker_takes_its_time(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "_TAKE_S", 0.0)
+    host.program()
+    prepared = host.prepare()
+    host.start(1)
+    assert host.worker_pids() == prepared
+
+
+def test_prepared_workers_end_with_their_agent(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    prepared = host.prepare()
+    host.agent.close()
+    assert not is_running(prepared[0])
+
+
+def test_prepare_that_comes_after_the_start_does_nothing(host: Host) -> None:
+    host.program()
+    host.start(1)
+    assert host.prepare() == {}
 
 
 # What is imported ahead.
