@@ -1,7 +1,7 @@
 """The names of a key's entry: find one that is of use, take out one that is not, and no other.
 
-    <entry name>      where it belongs
-    <entry name>~1    what replaces it where the role may create and not delete; then ~2 and ~3
+    <name>      where it belongs
+    <name>~1    what replaces it where the role may create and not delete; then ~2 and ~3
 
 A name is looked at only where what stands under those before it is of no use, so a sound entry
 costs one request.
@@ -20,7 +20,7 @@ from hotstart.cache.store import Store
 
 logger = logging.getLogger(__name__)
 
-_REPLACEMENTS = 3
+REPLACEMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,12 @@ class Look:
 
 def entry_names(key: str) -> tuple[str, ...]:
     """Where an entry of `key` may be, in the order of looking."""
-    name = entry_name(key)
-    return (name, *(f"{name}~{number}" for number in range(1, _REPLACEMENTS + 1)))
+    return all_names(entry_name(key))
+
+
+def all_names(name: str) -> tuple[str, ...]:
+    """A name and the further ones, in order."""
+    return (name, *(f"{name}~{number}" for number in range(1, REPLACEMENTS + 1)))
 
 
 def find_entry(

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from hotstart.cache.errors import BadSignature, EntryError, Unsigned
-from hotstart.cache.store import ObjectStat, Store
+from hotstart.cache.store import ObjectStat, Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,18 @@ class SealedStore:
     def stat(self, name: str) -> ObjectStat | None:
         """See `Store`; the size is with the signature, and nothing is checked."""
         return self._store.stat(name)
+
+
+def open_sealed(
+    location: str,
+    keyring: Keyring,
+    on_refused: Callable[[EntryError], None] = lambda e: None,
+    *,
+    deadline_s: float = 30.0,
+) -> SealedStore:
+    """The store at a location, as `open_store`, behind the keys of this host."""
+    store = open_store(location, deadline_s=deadline_s)
+    return SealedStore(store, Seal(keyring, store.url), on_refused)
 
 
 def _sized(text: str) -> bytes:

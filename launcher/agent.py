@@ -26,7 +26,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.cache.signing import Keyring
 from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
-from hotstart.launcher.environ import compose_environ, split_environ
+from hotstart.launcher.environ import compose_environ, is_same_environ
 from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.outcome import WorkerExit
@@ -205,7 +205,7 @@ class Agent:
 
     def _start(self, plan: WorkerPlan, environ: dict[str, str]) -> WorkerProcess:
         early = self._early.pop(plan.process_index, None)
-        if early is not None and split_environ(early.environ)[0] != split_environ(environ)[0]:
+        if early is not None and not is_same_environ(early.environ, environ):
             early.discard()
             early = None
         return WorkerProcess(

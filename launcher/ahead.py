@@ -13,7 +13,6 @@ record's. What goes wrong costs a slower start, and a warning at most.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.asked import Versions, choose, merge
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.worker_facts import installed
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class AheadSettings:
 
 def installed_versions(platform: str) -> Versions:
     """Those of this environment, which the workers are taken to share; imports neither."""
-    jax, jaxlib = (importlib.metadata.version(name) for name in ("jax", "jaxlib"))
-    return Versions(jax, jaxlib, platform)
+    found = installed()
+    return Versions(found["jax"], found["jaxlib"], platform)
 
 
 class Ahead:

@@ -231,8 +231,7 @@ class AttemptLoop:
     def _follow(self, gang: Gang, plan: AttemptPlan, decided_at: float) -> _Ended:
         exits: list[WorkerExit] = []
         stepped: dict[int, Mapping[str, Any]] = {}
-        awaited = stages_before_user_code(plan.cache) if plan.await_preflight else frozenset()
-        preflight = Preflight(plan.process_count, awaited)
+        preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
 
         def see(events: Sequence[tuple[int, Event]]) -> None:
             for attempt, event in events:
@@ -281,7 +280,7 @@ class AttemptLoop:
         if found:
             told = [difference.to_json() for difference in found]
             self._writer.submit(self._record.differences, attempt, facts.stage, told)
-        if preflight.may_go_on:  # said again where a worker was replaced
+        if preflight.lets_go_on(facts.stage):  # said again where a worker was replaced
             gang.go_on(attempt)
 
     def _learn(self, attempt: int, gang: Gang, asked: Answers, stepped: bool, done: bool) -> None:

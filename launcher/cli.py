@@ -123,10 +123,9 @@ def restart(run: str, run_dir: str | None, address: str | None, as_json: bool) -
     from hotstart.launcher.launch import reopen_run
     from hotstart.launcher.recorded_job import read_job
 
-    location = _runs_location(run_dir)
-    record, config, _ = read_job(location, run)
+    record, config, keyring = read_job(_runs_location(run_dir), run)
     _check_cluster(address, config)
-    _follow(reopen_run(location, record.name), address, as_json)
+    _follow(reopen_run(record, config, keyring), address, as_json)
 
 
 @main.command(epilog="\b\nExamples:\n"

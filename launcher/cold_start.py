@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hotstart.cache.signing import Keyring, Seal, SealedStore
-from hotstart.cache.store import open_store
+from hotstart.cache.signing import Keyring, open_sealed
 from hotstart.launcher.manifest import Manifest
 from hotstart.launcher.manifest_store import ManifestStore
 from hotstart.launcher.record import RunRecord
@@ -65,9 +64,7 @@ def before_in_directory(
     location: str, fingerprint: str, keyring: Keyring, now: Mapping[str, str]
 ) -> Before | None:
     """Of the job's latest run that used this directory. Blocks; raises `StoreError`."""
-    store = open_store(location)
-    sealed = SealedStore(store, Seal(keyring, store.url), lambda error: None)
-    manifest = ManifestStore(sealed).latest(fingerprint)
+    manifest = ManifestStore(open_sealed(location, keyring)).latest(fingerprint)
     return None if manifest is None else before_in_manifest(manifest, now)
 
 

@@ -51,6 +51,11 @@ def added_environ(
     }
 
 
+def is_same_environ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether they differ at most in what one attempt adds."""
+    return split_environ(one)[0] == split_environ(other)[0]
+
+
 def split_environ(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """A worker's environment as what any attempt of its run has, and what one attempt adds."""
     lasting = {k: v for k, v in environ.items() if k not in _OF_AN_ATTEMPT}

@@ -36,7 +36,6 @@ from hotstart.launcher.ownership import Ownership, take_ownership
 from hotstart.launcher.placement import HostShare, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
-from hotstart.launcher.recorded_job import read_job
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.store_check import check_store
 from hotstart.launcher.worker_facts import key_versions
@@ -214,7 +213,6 @@ class Run:
             standby=config.restarts.standby,
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
-            await_preflight=config.cache.mode != "off" and config.cache.strict,
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -251,9 +249,8 @@ def new_run(job: LoadedJob) -> Run:
     return Run(record, ownership, config, keyring, is_new=True)
 
 
-def reopen_run(run_dir: str, name: str) -> Run:
-    """Take over a run that its driver no longer looks after; see `take_ownership`."""
-    record, config, keyring = read_job(run_dir, name)
+def reopen_run(record: RunRecord, config: JobConfig, keyring: Keyring) -> Run:
+    """Take over a run that its driver no longer looks after; see `read_job`, `take_ownership`."""
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
     return Run(record, ownership, config, keyring, is_new=False)
 

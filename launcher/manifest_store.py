@@ -14,6 +14,7 @@ import logging
 import re
 
 from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing
+from hotstart.cache.repair import REPLACEMENTS, all_names
 from hotstart.cache.signing import SIGNATURE_BYTES
 from hotstart.cache.store import ObjectStat, Store
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
@@ -21,8 +22,7 @@ from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
 logger = logging.getLogger(__name__)
 
 KEPT = 3
-_REPLACEMENTS = 3
-_NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{_REPLACEMENTS}])?")
+_NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{REPLACEMENTS}])?")
 
 
 class ManifestStore:
@@ -48,8 +48,7 @@ class ManifestStore:
             if same and there[0] == same[0] and self._store.get(same[0].name) == data:
                 return
             self._remove(same)
-            further = [f"{name}~{number}" for number in range(1, _REPLACEMENTS + 1)]
-            for free in [name, *further] if same else [name]:
+            for free in all_names(name) if same else [name]:
                 if self._store.create(free, data):
                     break
             self._remove(others[KEPT - 1 :])
@@ -59,7 +58,7 @@ class ManifestStore:
     def latest(self, fingerprint: str) -> Manifest | None:
         """The latest sound manifest of a fingerprint, or None. Two requests, one if there is none.
 
-        One more for each that turns out to be damaged..
+        One more for each that turns out to be damaged.
         """
         try:
             for stat in self._newest_first(fingerprint):

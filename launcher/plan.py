@@ -34,7 +34,6 @@ class AttemptPlan:
         asked for.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
-    await_preflight: whether user code waits until all workers were compared (`preflight.py`).
     """
 
     run: str
@@ -50,7 +49,6 @@ class AttemptPlan:
     load_ahead: bool = True
     standby: bool = False
     platform: str = "cpu"
-    await_preflight: bool = False
 
 
 @dataclass(frozen=True)

@@ -145,10 +145,10 @@ class Preflight:
         found = [d for stage in awaited for d in self._compared.get(stage, ())]
         return "; ".join(map(str, found)) or None
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether workers wait for a word that user code may run, and it may."""
-        return bool(self._awaited) and self._awaited <= self._compared.keys() and not self.refusal
+    def lets_go_on(self, stage: str) -> bool:
+        """Whether workers wait for a stage, and after all of those user code may run."""
+        is_known = stage in self._awaited and self._awaited <= self._compared.keys()
+        return is_known and not self.refusal
 
 
 def stages_before_user_code(cache: CacheConfig | None) -> frozenset[str]:

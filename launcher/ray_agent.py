@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
-from hotstart.cache.signing import Seal, SealedStore
-from hotstart.cache.store import Store, open_store
+from hotstart.cache.signing import open_sealed
+from hotstart.cache.store import Store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.host_warnings import HostWarnings
@@ -106,9 +106,12 @@ class RayAgent(Agent):
         return [] if ref is None else [ref]
 
     def _store(self, cache: CacheConfig) -> Store:
-        store = open_store(cache.location, deadline_s=min(_DEADLINE_S, cache.deadline_s))
-        seal = Seal(self.cache.keyring(cache), store.url)
-        return SealedStore(store, seal, self.cache.refused)
+        return open_sealed(
+            cache.location,
+            self.cache.keyring(cache),
+            self.cache.refused,
+            deadline_s=min(_DEADLINE_S, cache.deadline_s),
+        )
 
 
 class Peers:

@@ -6,7 +6,7 @@ is null (a time) or 0 (a count).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ HOST_COUNTS = (
     "retries",
     "outages",
 )
+HOST_SECONDS = ("retry_s",)
 
 _LEGEND = (
     "start to step: seconds since it was decided to start the attempt;\n"
@@ -114,11 +115,9 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
 
 
 def _host(facts: Mapping[str, Any]) -> dict[str, Any]:
-    counts = {name: int(_number(facts.get(name)) or 0) for name in HOST_COUNTS}
     return {
         "host": str(facts.get("host", "")),
-        **counts,
-        "retry_s": float(_number(facts.get("retry_s")) or 0),
+        **_counters(facts, HOST_COUNTS, HOST_SECONDS),
         "warnings": _texts(facts, "warnings"),
     }
 
@@ -132,12 +131,19 @@ def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
         "standby": report.get("standby") is True,
         "phases": {name: _number(phases.get(name)) for name in PHASES},
         "cache": {
-            **{name: int(_number(cache.get(name)) or 0) for name in COUNTS},
-            **{name: float(_number(cache.get(name)) or 0) for name in SECONDS},
+            **_counters(cache, COUNTS, SECONDS),
             "compiled_before_enable_names": list(names) if isinstance(names, list) else [],
         },
         "last_step": report.get("last_step"),
         "warnings": _texts(report, "warnings"),
+    }
+
+
+def _counters(
+    facts: Mapping[str, Any], counts: Sequence[str], seconds: Sequence[str]
+) -> dict[str, int | float]:
+    return {name: int(_number(facts.get(name)) or 0) for name in counts} | {
+        name: float(_number(facts.get(name)) or 0) for name in seconds
     }
 
 
@@ -270,10 +276,7 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
                 f"{host['from_peers']} from other hosts, "
                 f"{host['uploads']} uploaded ({_bytes(host['written_bytes'])})"
             )
-        if host["errors"]:
-            yield f"{host['host']}: {host['errors']} cache errors; none of them fails the job"
-        yield from _refusals(host["host"], host)
-        yield from _retries(host["host"], host)
+        yield from _troubles(host["host"], host)
         for warning in host.get("warnings", ()):
             yield f"{host['host']}: {warning}"
     for worker in attempt["workers"]:
@@ -282,23 +285,19 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
             names = ", ".join(map(str, cache["compiled_before_enable_names"])) or "unnamed"
             count = cache["compiled_before_enable"]
             yield f"{who}: {count} compiled before the cache was in place: {names}"
-        if cache["errors"]:
-            yield f"{who}: {cache['errors']} cache errors; none of them fails the job"
-        yield from _refusals(who, cache)
-        yield from _retries(who, cache)
+        yield from _troubles(who, cache)
         for warning in worker["warnings"]:
             yield f"{who}: {warning}"
 
 
-def _refusals(who: str, counts: Mapping[str, Any]) -> Iterator[str]:
+def _troubles(who: str, counts: Mapping[str, Any]) -> Iterator[str]:
+    if counts["errors"]:
+        yield f"{who}: {counts['errors']} cache errors; none of them fails the job"
     if counts["unsigned"] or counts["bad_signature"]:
         yield (
             f"{who}: {counts['unsigned']} unsigned and {counts['bad_signature']} wrongly signed "
             "objects refused (docs/trust.md)"
         )
-
-
-def _retries(who: str, counts: Mapping[str, Any]) -> Iterator[str]:
     if counts["retries"] or counts["retry_s"] or counts["outages"]:
         text = (
             f"{who}: {counts['retries']} store requests sent again; "

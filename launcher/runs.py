@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 
 from hotstart.cache.errors import StoreMissing
-from hotstart.cache.signing import Keyring, Seal, SealedStore
-from hotstart.cache.store import Store, open_store
+from hotstart.cache.signing import Keyring, open_sealed
+from hotstart.cache.store import Store
 from hotstart.launcher.errors import RunNotFound
 from hotstart.launcher.facts import RunSummary
 from hotstart.launcher.identity import OwnerIdentity
@@ -31,8 +31,7 @@ def open_runs(run_dir: str, keyring: Keyring) -> Store:
 
     Without keys everything counts. Raises `InvalidLocation`.
     """
-    store = open_store(run_dir)
-    return SealedStore(store, Seal(keyring, store.url))
+    return open_sealed(run_dir, keyring)
 
 
 def open_run(store: Store, name: str) -> RunRecord:

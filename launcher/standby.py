@@ -75,6 +75,14 @@ def stand_by(
     return message
 
 
+def import_common() -> None:
+    """Import what every worker does, whatever its program is."""
+    installed()
+    import jax  # noqa: F401
+
+    from hotstart.cache import active  # noqa: F401
+
+
 def modules_to_import(program: Program, modules: Mapping[str, object]) -> list[str]:
     """Of `sys.modules`, in its order: what is third-party or hotstart's, not the program's own."""
     origins = _Origins(program)
@@ -100,11 +108,7 @@ class _Unfit(Exception):
 
 def _import_all(program: Program, modules: list[str], arrived: threading.Event) -> None:
     """Raises `_Unfit`. An import that raises is left to the program, which asked for it."""
-    installed()
-    import jax  # noqa: F401
-
-    from hotstart.cache import active  # noqa: F401
-
+    import_common()
     _check_fitness(None)
     # As in a worker, where the program's imports come after this.
     if os.path.isdir(program.folder):  # noqa: PTH112

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hotstart.launcher.child import Child
-from hotstart.launcher.environ import split_environ
+from hotstart.launcher.environ import is_same_environ, split_environ
 from hotstart.launcher.plan import AttemptPlan
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class StandbyPool:
             standby = self._kept.pop(process_index, None)
         if standby is None:
             return None
-        if standby.child.environ != split_environ(environ)[0]:
+        if not is_same_environ(standby.child.environ, environ):
             standby.child.kill()
             return None
         return standby.child

@@ -32,6 +32,7 @@ from hotstart.launcher import context, standby, worker_facts
 from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
+from hotstart.launcher.preflight import stages_before_user_code
 from hotstart.launcher.program import print_traceback, run_program
 from hotstart.launcher.progress import Progress
 
@@ -77,7 +78,7 @@ def main() -> None:
     failed_exit = _FailedExit()
     try:
         _prepare(plan, keyring, progress, channel, agent, failed_exit)
-        if plan.attempt.await_preflight:
+        if stages_before_user_code(plan.attempt.cache):
             agent.may_go_on.wait()  # for as long as it takes: who refuses ends this process
         context._reporter = _reporter(progress)
         progress.reached("user_code")
@@ -103,11 +104,7 @@ def main() -> None:
 
 def _wait_for_plan(messages: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Started before its plan was there: import meanwhile what every worker imports."""
-    worker_facts.installed()
-    import jax  # noqa: F401
-
-    from hotstart.cache import active  # noqa: F401
-
+    standby.import_common()
     message = next(messages, None)
     if message is None:  # the agent has gone
         os._exit(1)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.gcs_emulator import GcsEmulator, create_bucket, gcs_emulator
 from tests.support.gcs_proxy import GcsProxy, gcs_proxy
+from tests.support.hosts import Hosts, hosts
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +40,10 @@ def bucket(proxy: GcsProxy) -> str:
     create_bucket(proxy.url, name)
     proxy.reset()
     return f"gs://{name}"
+
+
+@pytest.fixture(scope="module")
+def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
+    """Two hosts whose bucket is behind the proxy."""
+    with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
+        yield running

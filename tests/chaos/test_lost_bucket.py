@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.gcs_proxy import Fault, GcsProxy
-from tests.support.hosts import NAMES, Hosts, begun, expected_total, hosts, totals
+from tests.support.hosts import NAMES, TOTAL, Hosts, begun, totals
 from tests.support.launch import Finished, Site
 
 pytestmark = pytest.mark.chaos
@@ -16,13 +16,6 @@ pytestmark = pytest.mark.chaos
 LONG = pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="each takes 10 s")
 PATIENCE_S = 60.0
 MIDDLE = [[0, 1, 2, 3], PATIENCE_S]
-TOTAL = pytest.approx(expected_total(), abs=0.02)
-
-
-@pytest.fixture(scope="module")
-def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
-    with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
-        yield running
 
 
 @pytest.fixture

@@ -6,29 +6,21 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from hotstart.cache.store import open_store
 from tests.support.gcs_proxy import Fault, GcsProxy
-from tests.support.hosts import NAMES, Hosts, begun, expected_total, hosts, totals
+from tests.support.hosts import NAMES, TOTAL, Hosts, begun, expected_total, totals
 from tests.support.launch import Launched, Site, await_true, is_running, pids_in
 
 pytestmark = pytest.mark.chaos
 
 _PIDFD_GETFD = 438
 PATIENCE_S = 60.0
-TOTAL = pytest.approx(expected_total(), abs=0.02)
 LOST = "the coordinator is lost; this host resolves on its own"
 TOTAL_AGAIN = pytest.approx(expected_total(attempts=2), abs=0.02)
-
-
-@pytest.fixture(scope="module")
-def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
-    with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
-        yield running
 
 
 def start(here: Site, two: Hosts, bucket: str) -> Launched:

@@ -11,20 +11,23 @@ from typing import Any
 import pytest
 
 from tests.support.gcs_proxy import Fault, GcsProxy
-from tests.support.hosts import NAMES, Hosts, begun, compiled, expected_total, gets, hosts, totals
+from tests.support.hosts import (
+    NAMES,
+    TOTAL,
+    Hosts,
+    begun,
+    compiled,
+    expected_total,
+    gets,
+    hosts,
+    totals,
+)
 from tests.support.launch import Finished, Site, await_true
 
 pytestmark = pytest.mark.e2e
 
 ONCE = {name: 1 for name in sorted(NAMES)}
 LONG = os.environ.get("HOTSTART_LONG") == "1"
-TOTAL = pytest.approx(expected_total(), abs=0.02)
-
-
-@pytest.fixture(scope="module")
-def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
-    with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
-        yield running
 
 
 @pytest.fixture

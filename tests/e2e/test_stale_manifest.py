@@ -16,7 +16,6 @@ from tests.support.hosts import (
     compiled,
     expected_total,
     gets,
-    hosts,
     totals,
     write_programs,
 )
@@ -25,12 +24,6 @@ from tests.support.launch import Finished, Site
 pytestmark = pytest.mark.e2e
 
 ONCE = {name: 1 for name in sorted(NAMES)}
-
-
-@pytest.fixture(scope="module")
-def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
-    with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
-        yield running
 
 
 @pytest.fixture

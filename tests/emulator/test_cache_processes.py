@@ -11,7 +11,7 @@ import pytest
 
 from hotstart.cache.gcs import GcsStore
 from tests.support.cache_gang import ONE_SIDED, RESULTS, run_cache_gang
-from tests.support.gcs_proxy import GcsProxy
+from tests.support.gcs_proxy import GcsProxy, requests_of_entries
 
 pytestmark = [pytest.mark.emulator, pytest.mark.internals]
 
@@ -31,13 +31,6 @@ def run_program(location: str, node_dir: Path) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         timeout=60,
-    )
-
-
-def requests_of_entries(proxy: GcsProxy) -> Counter[tuple[str, str, int]]:
-    return Counter(
-        (request.method, request.object_name.rpartition("-")[2], request.status)
-        for request in proxy.requests(object_contains="entries/")
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from hotstart.cache.counters import CacheStats, Counters
@@ -12,7 +10,7 @@ from hotstart.cache.errors import AccessDenied
 from hotstart.cache.gcs import GcsStore
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.signing import UNSEALED, Key, Keyring, Seal
-from tests.support.gcs_proxy import Fault, GcsProxy
+from tests.support.gcs_proxy import Fault, GcsProxy, requests_of_entries
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.emulator
@@ -45,14 +43,6 @@ class Role:
         return self.cache.flush(PATIENCE_S)
 
 
-def sent(proxy: GcsProxy) -> Counter[tuple[str, str, int]]:
-    """The requests for entries by method, end of the name, and status."""
-    return Counter(
-        (r.method, r.object_name.rpartition("-")[2], r.status)
-        for r in proxy.requests(object_contains="entries/")
-    )
-
-
 def test_create_only_role_repairs_under_another_name_and_all_read_that(
     proxy: GcsProxy, bucket: str, seal: Seal
 ) -> None:
@@ -73,7 +63,10 @@ def test_create_only_role_repairs_under_another_name_and_all_read_that(
     proxy.reset()
     reader = Role(f"{bucket}/cache", seal, writable=False)
     assert reader.get() == b"compiled here"
-    assert sent(proxy) == {("GET", "jit_step", 200): 1, ("GET", "jit_step~1", 200): 1}
+    assert requests_of_entries(proxy) == {
+        ("GET", "jit_step", 200): 1,
+        ("GET", "jit_step~1", 200): 1,
+    }
     stats = reader.counters.snapshot()
     assert (stats.unsigned, stats.bad_signature, stats.errors) == (1, 0, 0)
 

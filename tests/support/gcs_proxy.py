@@ -19,6 +19,7 @@ import time
 import urllib.parse
 import urllib.request
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,6 +122,14 @@ class GcsProxy:
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
+
+
+def requests_of_entries(proxy: GcsProxy) -> Counter[tuple[str, str, int]]:
+    """The requests for entries by method, end of the name, and status."""
+    return Counter(
+        (request.method, request.object_name.rpartition("-")[2], request.status)
+        for request in proxy.requests(object_contains="entries/")
+    )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.compile_counter import read_counts
 from tests.support.gcs_proxy import GcsProxy
@@ -229,6 +230,9 @@ def expected_total(
     whole = sum(over(everybody, number) for number in range(1, 4))
     again = over(everybody, 1) if attempts > 1 else 0.0
     return whole + over(devices, 1) + over(everybody, 1, last_factor) + again
+
+
+TOTAL = pytest.approx(expected_total(), abs=0.02)
 
 
 def gets(proxy: GcsProxy) -> dict[str, int]:

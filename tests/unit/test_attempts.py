@@ -504,7 +504,7 @@ def said(stage: str, *values: str) -> list[WorkerFacts]:
 
 def strict_plan(attempt: int, coordinator: str) -> AttemptPlan:
     cache = CacheConfig("/cache", strict=True)
-    return replace(plan(attempt, coordinator), cache=cache, await_preflight=True)
+    return replace(plan(attempt, coordinator), cache=cache)
 
 
 DIFFERS = "jaxlib differs: 1 on process 0, 2 on process 1"

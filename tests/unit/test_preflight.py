@@ -175,13 +175,13 @@ def test_preflight_compares_a_stage_once_all_have_said_theirs():
     assert list(map(str, preflight.heard(facts(0, jax="2")))) == [
         "jax differs: 2 on process 0, 1 on process 1"
     ]
-    assert (preflight.refusal, preflight.may_go_on) == (None, False)
+    assert (preflight.refusal, preflight.lets_go_on("start")) == (None, False)
 
 
 def test_preflight_in_strict_mode_lets_equal_workers_go_on_once_all_stages_are_there():
     preflight = Preflight(2, STRICT)
     said = [facts(i, "a", stage, jax="1") for stage in ("start", "store") for i in range(2)]
-    assert [(preflight.heard(f), preflight.may_go_on) for f in said] == [
+    assert [(preflight.heard(f), preflight.lets_go_on(f.stage)) for f in said] == [
         ((), False),
         ((), False),
         ((), False),
@@ -198,7 +198,7 @@ def test_preflight_in_strict_mode_refuses_a_difference_before_user_code_only():
     for index in range(2):
         preflight.heard(facts(index, jax=str(index)))
     assert preflight.refusal == "jax differs: 0 on process 0, 1 on process 1"
-    assert not preflight.may_go_on
+    assert not preflight.lets_go_on("start")
 
 
 def test_preflight_of_a_replaced_worker_tells_each_difference_once_and_goes_on_anew():
@@ -206,7 +206,8 @@ def test_preflight_of_a_replaced_worker_tells_each_difference_once_and_goes_on_a
     for index in range(2):
         preflight.heard(facts(index, jax="1"))
     assert preflight.heard(facts(1, jax="1")) == ()
-    assert preflight.may_go_on
+    assert preflight.lets_go_on("start")
+    assert not preflight.lets_go_on("devices")
     assert len(preflight.heard(facts(1, jax="2"))) == 1
     assert preflight.heard(facts(1, jax="2")) == ()
 
