@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check internals bench bench-docs clean
+.PHONY: install demo test chaos check internals bench bench-docs clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,11 @@ demo: install
 
 # Fast ones first; a failure there saves the wait for the slow ones.
 test: install
-	$(BIN)/python -m pytest -q tests/unit tests/contract tests/emulator tests/multiprocess tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q tests/unit tests/contract tests/emulator tests/multiprocess tests/simulation tests/chaos tests/e2e
+
+# Campaigns of faults, each with its seed; each writes its row of build/chaos.json.
+chaos: install
+	$(BIN)/python -m tests.simulation --seeds 6000 --kills 100 --write
 
 # What touches JAX's internals, for the other ends of the supported range.
 internals: install

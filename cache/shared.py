@@ -129,7 +129,7 @@ class SharedCache:
         replaces = replaces or next(iter(unloadable), None)
         pending = Pending(key, payload, meta, replaces, pack=pack)
         if self._resolver.has_agent and not leased:
-            digest, canonical = self._publish(pending, leased=False)
+            digest, canonical, _ = self._publish(pending, leased=False)
             return canonical is not None and digest != canonical
         self._uploads.submit(pending)
         return False
@@ -249,7 +249,7 @@ class SharedCache:
         if pending.node_copy is not None:
             return self._write_to(self._node, pending, pending.node_copy, repair=False) is not None
         try:
-            digest, canonical = self._publish(pending)
+            digest, canonical, is_placed = self._publish(pending)
         except BaseException:
             self._resolver.release(pending.key)  # nobody must wait for what is not coming
             raise
@@ -259,12 +259,15 @@ class SharedCache:
                 "a collective, restart it",
                 pending.key,
             )
-        return canonical is not None
+        return is_placed
 
-    def _publish(self, pending: Pending, *, leased: bool = True) -> tuple[bytes, bytes | None]:
-        """Write an entry and say where it is: its digest, and the one that counts.
+    def _publish(
+        self, pending: Pending, *, leased: bool = True
+    ) -> tuple[bytes, bytes | None, bool]:
+        """Write an entry and say where it is.
 
-        None where it is not where it belongs.
+        Returns its digest, the one that counts (None where nobody was told), and whether an entry
+        is where it belongs now.
         """
         resolver, key = self._resolver, pending.key
         data = encode(key, pending.packed(), pending.meta, self._seal)
@@ -274,28 +277,33 @@ class SharedCache:
             self._bad.discard(key)
         repair = bad or pending.replaces is not None
         created = self._write_to(self._node, pending, data, repair) if self._node else None
+        there = digest
+        if created is False and resolver.has_agent:
+            found = self._digest_in(self._node, key)
+            if found is None or (found != digest and leased):
+                # A bad one, or of another gang on this host; this one runs ours.
+                other = replace(pending, replaces=found)
+                created = self._write_to(self._node, other, data, repair=True)
+            else:
+                there = found
         if created is not None and resolver.has_agent:
-            there = digest if created else self._digest_in(self._node, key) or digest
-            if there != digest and leased:  # of another gang on this host; this one runs ours
-                self._write_to(self._node, replace(pending, replaces=there), data, repair=True)
-                there = digest
-            return digest, resolver.publish(key, there, len(data), in_node=True)
+            return digest, resolver.publish(key, there, len(data), in_node=True), True
         in_node = self._node is None or created is not None
         stored = self._write_to(self._store, pending, data, repair) if self._writable else None
         if stored is None:
             resolver.release(key)
-            return digest, digest if in_node and not self._writable else None
+            return digest, None, in_node and not self._writable
         there = digest if stored else self._digest_in(self._store, key) or digest
         canonical = resolver.publish(key, there, len(data), in_node=False)
-        return digest, canonical if in_node else None
+        return digest, canonical, in_node
 
     def _digest_in(self, tier: Store | None, key: str) -> bytes | None:
-        """Which entry is there: another writer was the first. Only a gang has to know."""
+        """Which sound entry is there: another writer was the first. Only a gang has to know."""
         if tier is None or not self._resolver.has_agent:
             return None
         try:
             data = tier.get(entry_name(key))
-            return None if data is None else entry_digest(data)
+            return None if data is None else decode(key, data, self._seal).digest
         except (StoreError, EntryError):
             return None
 

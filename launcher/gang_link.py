@@ -71,6 +71,12 @@ class GangLink:
         self._term = 0
         self._number = 0
         self._open: dict[int, _Open] = {}
+        self._was_alone = False
+
+    @property
+    def was_alone(self) -> bool:
+        """Whether the term that has begun last was, in part at least, without this link."""
+        return self._was_alone
 
     @property
     def term(self) -> int:
@@ -82,6 +88,7 @@ class GangLink:
         with self._lock:
             self._link = link
             if self._attempt is not None:
+                self._was_alone = True
                 link.begin(self._attempt)
 
     def begin(self, attempt: int | None) -> None:
@@ -90,6 +97,7 @@ class GangLink:
             self._term += 1
             self._attempt = attempt
             void, self._open = self._open, {}
+            self._was_alone = False
             if self._link is not None and attempt is not None:
                 self._link.begin(attempt)
         for question in void.values():

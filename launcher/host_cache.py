@@ -92,6 +92,8 @@ class HostCache:
                 workers = set() if senders is None else self._members - {AHEAD}
                 void = self._members if fresh else workers
                 self._term += fresh
+                if fresh and self._upstream.was_alone:  # what counts here may not in the gang
+                    self._claims = Claims()
                 abandoned = self._forget(void)
                 for member in void:
                     replies += self._claims.begin(member, attempt)

@@ -180,7 +180,11 @@ class HostUploads:
         try:
             if upload.repair:
                 name = make_room(self._far, key, self._seal, upload.replaces)
-            if self._far.create(name, data):
+            created = self._far.create(name, data)
+            if not created and not upload.repair:  # another's; who found it bad may be another host
+                name = make_room(self._far, key, self._seal)
+                created = self._far.create(name, data)
+            if created:
                 self._on_created(len(data))
         except StoreError as error:
             self._on_trouble("write", self._far, name, error)

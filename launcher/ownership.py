@@ -123,9 +123,10 @@ def take_ownership(
     """
     first = record.owner()
     if _must_watch(record, first, identity) and first is not None:
-        since = clock()
-        while (waited_s := clock() - since) < ttl_s:
-            sleep(min(poll_s, ttl_s - waited_s))
+        since = asked = clock()
+        while asked - since < ttl_s:
+            sleep(max(0.0, min(poll_s, since + ttl_s - clock())))
+            asked = clock()  # an answer is no younger, however long this process was stopped
             now = record.owner()
             if now is None or now.epoch != first.epoch:
                 raise _owned(record, now)
@@ -144,6 +145,8 @@ def take_ownership(
 
 def _must_watch(record: RunRecord, owner: Owner | None, identity: OwnerIdentity) -> bool:
     state = state_of(owner, record.end(), identity)
+    if state == "lost":  # it may have ended in between; what its end says is final now
+        state = state_of(owner, record.end(), identity)
     if state == "done":
         raise UsageError(f"run {record.name} is done; launch the job anew instead")
     return state in ("running", "unknown")

@@ -82,6 +82,11 @@ class Upstream:
         """Resolve together with the hosts of the gang from now on."""
         self._gang.connect(link)
 
+    @property
+    def was_alone(self) -> bool:
+        """Whether this host was without its present coordinator in the attempt begun last."""
+        return self._gang.was_alone
+
     def begin(self, attempt: int) -> None:
         """A new attempt: what was asked or leased before is void; its outcomes never come."""
         self._gang.begin(attempt)

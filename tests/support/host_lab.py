@@ -176,17 +176,18 @@ class Host:
         self.cache = HostCache(self.store, self.upstream)
         self.link: CoordinatorLink | None = None
         if coordinator is not None:
-            self.link = CoordinatorLink(
-                coordinator.address,
-                coordinator.token,
-                index,
-                self.upstream.answered,
-                self.upstream.lost,
-            )
-            self.upstream.connect(self.link)
+            self.connect(coordinator)
         self.workers: dict[int, Worker] = {}
         if begin:
             self.begin(1, *workers)
+
+    def connect(self, coordinator: Coordinator) -> None:
+        """Resolve with the other hosts of this coordinator."""
+        answered, lost = self.upstream.answered, self.upstream.lost
+        self.link = CoordinatorLink(
+            coordinator.address, coordinator.token, self.index, answered, lost
+        )
+        self.upstream.connect(self.link)
 
     def begin(self, attempt: int, *workers: int) -> list[Worker]:
         """A new attempt with these workers."""
@@ -242,6 +243,12 @@ class Gang:
     @property
     def workers(self) -> list[Worker]:
         return [worker for host in self.hosts for worker in host.workers.values()]
+
+    def reconnect(self) -> None:
+        """Another coordinator in place of one that was lost."""
+        self.coordinator = Coordinator("127.0.0.1")
+        for host in self.hosts:
+            host.connect(self.coordinator)
 
     def close(self) -> None:
         for host in self.hosts:

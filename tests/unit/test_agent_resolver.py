@@ -16,8 +16,9 @@ import pytest
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.counters import Counters
+from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import EntryMeta, entry_digest, entry_name
-from hotstart.cache.errors import CacheRequired
+from hotstart.cache.errors import CacheRequired, StoreError
 from hotstart.cache.resolve import Compile, InNode, InStore
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.launcher.agent_resolver import AgentResolver
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.unit
 
 DIGEST = entry_digest(entry())
 PATIENCE_S = 20.0
+
+
+class FullDisk(DirectoryStore):
+    """A node directory that takes nothing more."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        raise StoreError("cannot create: no space left on device")
 
 
 class Process:
@@ -173,6 +181,38 @@ def test_unleased_compilations_run_the_first_published_executable(start: Start) 
         process.cache.done(KEY)
     assert executables == [b"executable of 1"] * 3
     assert first.get() == b"executable of 1"
+
+
+def test_unleased_compilation_without_room_in_the_node_directory_runs_the_gangs_executable(
+    start: Start, far: FarStore, tmp_path: Path
+) -> None:
+    first, second, third = start(1, 3)
+    assert first.cache.get(KEY) is None
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(p.cache.get, KEY) for p in (second, third)]
+        first.cache.done(KEY)
+        assert [f.result(PATIENCE_S) for f in waiting] == [None] * 2
+    assert second.cache.put(KEY, b"executable of 1", EntryMeta()) is False
+    assert second.cache.flush(PATIENCE_S)
+    third.cache = SharedCache(
+        Tiers(far, FullDisk(tmp_path / "near0")), third.counters, third.resolver
+    )
+    assert third.cache.put(KEY, b"executable of 2", EntryMeta()) is True
+    found = third.cache.get(KEY)
+    assert found is not None
+    assert bytes(found.payload) == b"executable of 1"
+
+
+def test_torn_entry_in_the_node_directory_is_replaced_by_what_is_compiled(
+    start: Start, far: FarStore, tmp_path: Path
+) -> None:
+    (process,) = start(1, 1)
+    path = tmp_path / "near0" / entry_name(KEY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(entry()[:20])
+    assert process.get() == b"executable of 0"
+    assert process.cache.flush(PATIENCE_S)
+    assert far.get(entry_name(KEY)) == path.read_bytes() == entry(KEY, b"executable of 0")
 
 
 def test_flipped_byte_in_the_node_directory_is_repaired_for_all(

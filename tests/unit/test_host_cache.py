@@ -598,6 +598,23 @@ def test_publication_while_the_coordinator_is_lost_is_answered(
     assert far.get(entry_name(KEY)) == entry()
 
 
+def test_hosts_that_went_alone_run_one_executable_in_the_next_attempt(
+    gang: Callable[..., Gang],
+) -> None:
+    g = gang(2)
+    g.coordinator.close()
+    assert until(lambda: all(h.link is not None and h.link.lost for h in g.hosts))
+    assert [worker.resolved() for worker in g.workers] == [("compile", True)] * 2
+    for worker, payload in zip(g.workers, (b"one", b"another"), strict=True):
+        worker.publish(payload=payload).result(20)
+    assert g.hosts[0].holds() != g.hosts[1].holds()
+    g.reconnect()
+    for host in g.hosts:
+        host.begin(2, host.index)
+    assert len({worker.resolved() for worker in g.workers}) == 1
+    assert g.hosts[0].holds() == g.hosts[1].holds()
+
+
 # Attempts.
 
 

@@ -114,6 +114,16 @@ def test_read_far_of_bad_bytes_is_nothing_and_the_next_upload_replaces_them(
     assert store.stats().errors == 1
 
 
+def test_upload_replaces_bad_bytes_that_only_another_host_has_read(
+    store: HostStore, far: FarStore, near: DirectoryStore
+) -> None:
+    far.create(NAME, flipped(entry()))
+    near.create(NAME, entry())
+    store.upload(KEY)
+    assert store.flush(20)
+    assert far.get(NAME) == entry()
+
+
 def test_upload_after_a_peer_has_repaired_the_store_keeps_the_peers(
     store: HostStore, far: FarStore, near: DirectoryStore
 ) -> None:

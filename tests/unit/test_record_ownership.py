@@ -67,6 +67,28 @@ def test_ownership_is_refused_when_the_beat_moves(store, take, clock):
     assert len(clock.slept) == 3
 
 
+def test_ownership_is_refused_when_the_observer_was_stopped_over_a_look_at_a_live_owner(
+    store, take, clock, monkeypatch
+):
+    owner = take(ANN)
+    listed = store.list
+    looks = []
+
+    def stopped(prefix: str):
+        found = list(listed(prefix))
+        if prefix.endswith("owner/"):
+            looks.append(prefix)
+            if len(looks) == 2:  # the answer is there, and is read a minute later
+                owner.beat()
+                clock.now_s += 60.0
+        return iter(found)
+
+    monkeypatch.setattr(store, "list", stopped)
+
+    with pytest.raises(RunOwned):
+        take(BOB)
+
+
 def test_ownership_ignores_what_the_stores_clock_says(store, take):
     take(ANN)
     store.now_s += 1e6
@@ -94,6 +116,21 @@ def test_ownership_of_a_done_run_is_refused(record, take):
 
     with pytest.raises(UsageError, match="run lm-1 is done; launch the job anew instead"):
         take(BOB)
+
+
+def test_ownership_of_a_run_that_is_done_just_before_its_owner_is_seen_dead_is_refused(
+    record, take, monkeypatch
+):
+    owner = take(ANN)
+
+    def ends_now(pid: int, started: int) -> bool:
+        record.finish("done", 0, "all exited", epoch=owner.epoch)
+        return True
+
+    monkeypatch.setattr("hotstart.launcher.identity.is_certainly_gone", ends_now)
+
+    with pytest.raises(UsageError, match="run lm-1 is done; launch the job anew instead"):
+        take(replace(ANN, pid=43))
 
 
 def test_ownership_taken_by_a_third_while_watching_is_refused(store, take, clock):

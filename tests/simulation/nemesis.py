@@ -1,0 +1,136 @@
+"""What goes wrong by itself: stalls, suspended hosts, outages, jumping clocks, cut links."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tests.simulation.stores import Bucket
+from tests.simulation.world import OUTAGE_AFTERMATH_S, Faults, SimProcess, World
+
+ONE_FAULT_EACH = (
+    Faults(),
+    Faults(kill=0.004),
+    Faults(stalls=2.0),
+    Faults(suspensions=1.0),
+    Faults(store_error=0.02),
+    Faults(outages=0.5),
+    Faults(disk_error=0.05),
+    Faults(clock_jumps=2.0),
+    Faults(cuts=1.0),
+)
+
+
+def target_of(number: int, points: Sequence[str]) -> str | None:
+    """Where processes die in a scenario's run of this number; None where that is left to chance."""
+    return points[number // 2 % len(points)] if points and number % 2 == 0 else None
+
+
+def faults_of(number: int, points: Sequence[str]) -> Faults:
+    """What may fail in a scenario's run: in half of them processes die, at each point in turn."""
+    rng = random.Random(f"{number} faults")
+    may_not_delete = rng.random() < 0.1
+    target = target_of(number, points)
+    if target is not None:
+        chance = rng.choice((0.03, 0.2, 0.5, 1.0))
+        faults = Faults(kill_at=target, kill_chance=chance, may_not_delete=may_not_delete)
+        return replace(faults, **_what_leads_to(target))
+    if rng.random() < 0.6:
+        return replace(rng.choice(ONE_FAULT_EACH), may_not_delete=may_not_delete)
+    return Faults(
+        kill=rng.choice((0.0, 0.003)),
+        stalls=rng.choice((0.0, 1.0)),
+        suspensions=rng.choice((0.0, 0.5)),
+        store_error=rng.choice((0.0, 0.02)),
+        outages=rng.choice((0.0, 0.3)),
+        disk_error=rng.choice((0.0, 0.02)),
+        clock_jumps=rng.choice((0.0, 1.0)),
+        cuts=rng.choice((0.0, 0.7)),
+        may_not_delete=may_not_delete,
+    )
+
+
+def _what_leads_to(target: str) -> dict[str, Any]:
+    """What must fail besides, for a crash point to be reached often enough."""
+    if "lease-end" in target:
+        return {"may_not_delete": True}
+    if "get mark" in target:
+        return {"kill": 0.01}
+    if "delete entry" in target or "stat entry in node" in target:
+        return {"spoiled": 0.8, "may_not_delete": False}
+    if target.startswith("worker") and target.endswith("bucket"):
+        return {"disk_error": 0.2}
+    return {}
+
+
+class Nemesis:
+    """Lets things go wrong until the world is quiet."""
+
+    def __init__(self, world: World, bucket: Bucket, cut: Callable[[], None] | None = None) -> None:
+        self._world = world
+        self._bucket = bucket
+        what = world.what_fails
+        self._often(what.stalls, self._stall)
+        self._often(what.suspensions, self._suspend)
+        self._often(what.outages, self._outage)
+        self._often(what.clock_jumps, self._jump)
+        if cut is not None:
+            self._often(what.cuts, cut)
+
+    def _often(self, per_minute: float, act: Callable[[], None]) -> None:
+        world = self._world
+        if not per_minute:
+            return
+
+        def strike() -> None:
+            if not world.quiet:
+                act()
+                again()
+
+        def again() -> None:
+            world.scheduler.at(world.rng.expovariate(per_minute / 60), strike)
+
+        again()
+
+    def _victims(self) -> list[SimProcess]:
+        return [process for host in self._world.hosts for process in host.processes.values()]
+
+    def _duration_s(self) -> float:
+        return self._world.rng.choice((1.0, 10.0, 40.0)) * self._world.rng.uniform(0.5, 2.0)
+
+    def _stall(self) -> None:
+        """SIGSTOP, or a page that does not come: the clock goes on."""
+        victims = self._victims()
+        if victims:
+            process, lasts_s = self._world.rng.choice(victims), self._duration_s()
+            process.stopped_until_s = self._world.scheduler.now_s + lasts_s
+            self._world.fault("stall", process.name, lasts_s=lasts_s)
+
+    def _suspend(self) -> None:
+        """A machine that is migrated: its monotonic clock stands still as well."""
+        if self._world.hosts:
+            host, lasts_s = self._world.rng.choice(self._world.hosts), self._duration_s()
+            now_s = self._world.scheduler.now_s
+            if host.suspended_until_s > now_s:
+                return
+            host.suspended_s += lasts_s
+            host.suspended_until_s = now_s + lasts_s
+            self._world.fault("suspension", host.name, lasts_s=lasts_s)
+
+    def _outage(self) -> None:
+        """One host, or all of them, can't reach the bucket."""
+        hosts = self._world.hosts if self._world.rng.random() < 0.5 else []
+        hosts = hosts or [self._world.rng.choice(self._world.hosts)]
+        lasts_s = self._duration_s() * 2
+        for host in hosts:
+            self._bucket.out_until_s[host.name] = self._world.scheduler.now_s + lasts_s
+        self._world.fault(
+            "outage", *(host.name for host in hosts), lasts_s=lasts_s + OUTAGE_AFTERMATH_S
+        )
+
+    def _jump(self) -> None:
+        """The store's wall clock is set."""
+        self._bucket.clock_s += self._world.rng.choice((-1, 1)) * self._world.rng.uniform(1, 3600)
+        self._world.fault("the store's clock jumps", "all")

@@ -1,0 +1,93 @@
+"""Two attempts never own one run.
+
+Two at once are explained only by a driver that was stopped, or cut off from the store, for so long
+that it was taken for dead; once it can reach the store again it must give up within `_GIVES_UP_S`.
+An attempt's number is never given out twice, whatever happens.
+"""
+
+from __future__ import annotations
+
+from tests.simulation.checks import TWICE
+from tests.simulation.world import SimProcess, World
+
+_GIVES_UP_S = 30.0
+
+
+class Acting:
+    """A driver that owns the run, as far as it knows, and its attempt's number, if one runs."""
+
+    def __init__(self, process: SimProcess, epoch: int, since_s: float) -> None:
+        self.process = process
+        self.epoch = epoch
+        self.since_s = since_s
+        self.attempt: int | None = None
+        self.told = False
+
+
+class OwnerChecks:
+    """Two attempts never own one run."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.acting: list[Acting] = []
+        self._epochs: dict[int, SimProcess] = {}
+        self._attempts: dict[int, SimProcess] = {}
+        self.is_done = False
+
+    def owns(self, process: SimProcess, epoch: int) -> Acting:
+        world = self.world
+        world.note(f"owns the run in epoch {epoch}")
+        before = self._epochs.setdefault(epoch, process)
+        if before is not process:
+            world.fail(f"{process.name} and {before.name} both own epoch {epoch}", TWICE)
+        if epoch < max(self._epochs):
+            world.fail(f"{process.name} owns epoch {epoch} after a later one was given out", TWICE)
+        mine = Acting(process, epoch, world.scheduler.now_s)
+        self._look(mine)
+        self.acting.append(mine)
+        return mine
+
+    def begins(self, mine: Acting, attempt: int) -> None:
+        world = self.world
+        before = self._attempts.setdefault(attempt, mine.process)
+        if before is not mine.process:
+            world.fail(f"{mine.process.name} and {before.name} both start attempt {attempt}", TWICE)
+        if mine.told:
+            world.fail(
+                f"{mine.process.name} starts attempt {attempt} though it was superseded", TWICE
+            )
+        if self.is_done:
+            world.fail(f"{mine.process.name} starts attempt {attempt} of a run that is done", TWICE)
+        mine.attempt = attempt
+        self._look(mine)
+
+    def ends(self, mine: Acting) -> None:
+        if mine in self.acting:
+            self.acting.remove(mine)
+
+    def tick(self) -> None:
+        for mine in self.acting:
+            self._look(mine)
+
+    def _look(self, mine: Acting) -> None:
+        world, now_s = self.world, self.world.scheduler.now_s
+        self.acting = [other for other in self.acting if other.process.alive]
+        for old in self.acting:
+            if old is mine or old.epoch >= mine.epoch or not mine.process.alive:
+                continue
+            taken_s = mine.since_s
+            # It beats every 5 s: what was wrong with it must have been so before it was taken.
+            ill = [f for f in world.faults if old.process.touched_by(f) and f.from_s <= taken_s]
+            well_s = max((f.until_s for f in ill), default=0.0)
+            if old.process.stalled_until_s > now_s:
+                continue
+            if not any(f.until_s >= taken_s - 30.0 for f in ill):
+                world.fail(
+                    f"{mine.process.name} owns the run, as {old.process.name} does, well", TWICE
+                )
+            later = [f.until_s for f in world.faults if old.process.touched_by(f)]
+            well_s = max([well_s, taken_s, *later])
+            if now_s - well_s > _GIVES_UP_S:
+                world.fail(
+                    f"{old.process.name} goes on {now_s - well_s:.0f} s after it was well", TWICE
+                )
