@@ -19,11 +19,14 @@ demo: install
 
 # Fast ones first; a failure there saves the wait for the slow ones.
 test: install
-	$(BIN)/python -m pytest -q tests/unit tests/contract tests/emulator tests/multiprocess tests/simulation tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q tests/unit tests/fuzz tests/contract tests/emulator tests/multiprocess tests/simulation tests/chaos tests/e2e
 
-# Campaigns of faults, each with its seed; each writes its row of build/chaos.json.
+# Campaigns of faults, each with its seed; each writes its row of build/chaos.json. Over an hour.
 chaos: install
 	$(BIN)/python -m tests.simulation --seeds 6000 --kills 100 --write
+	$(BIN)/python -m tests.chaos.corruption --trials 1000 --write
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds 600 --write
 
 # What touches JAX's internals, for the other ends of the supported range.
 internals: install

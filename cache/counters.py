@@ -12,6 +12,7 @@ class CacheStats:
     """What the cache of one process has done since it was enabled.
 
     requests: programs that JAX asked for.
+    in_flight: those that it asks for now: they are read, waited for or compiled.
     hits: requests answered by a stored executable.
     compiled: backend compilations.
     waits: requests that waited for another process's answer.
@@ -34,6 +35,7 @@ class CacheStats:
     """
 
     requests: int = 0
+    in_flight: int = 0
     hits: int = 0
     compiled: int = 0
     waits: int = 0

@@ -85,29 +85,43 @@ def decode(key: str, data: bytes, seal: Seal = UNSEALED) -> Entry:
     Raises `NotAnEntry`, `WrongKey`, `DigestMismatch`, `Unsigned` or `BadSignature`; never anything
     else, whatever the bytes. Without a right signature nothing but the sizes is looked at.
     """
+    what = f"entry of {key}"
+    entry = _decode(what, entry_name(key), data, seal)
+    if entry.key != key:
+        raise WrongKey(f"{what}: holds the entry of {entry.key}")
+    return entry
+
+
+def decode_named(name: str, data: bytes, seal: Seal = UNSEALED) -> Entry:
+    """Verify `data` as the entry that belongs under `name`, whose key is in it; see `decode`."""
+    entry = _decode(name, name, data, seal)
+    if entry_name(entry.key) != name:
+        raise WrongKey(f"{name}: holds the entry of {entry.key}")
+    return entry
+
+
+def _decode(what: str, name: str, data: bytes, seal: Seal) -> Entry:
     if len(data) < _PREFIX.size:
-        raise NotAnEntry(f"entry of {key}: {len(data)} bytes are too few for a header")
+        raise NotAnEntry(f"{what}: {len(data)} bytes are too few for a header")
     magic, version, header_size, payload_size = _PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise NotAnEntry(f"entry of {key}: not written by hotstart")
+        raise NotAnEntry(f"{what}: not written by hotstart")
     if version != VERSION:
-        raise NotAnEntry(f"entry of {key}: format version {version}, this hotstart reads {VERSION}")
+        raise NotAnEntry(f"{what}: format version {version}, this hotstart reads {VERSION}")
     head_size = _PREFIX.size + header_size
     end = head_size + _DIGEST_BYTES + payload_size
     signature = bytes(data[end : end + SIGNATURE_BYTES + 1])
     is_signature = len(signature) == SIGNATURE_BYTES and signature.startswith(MARK)
     if len(data) < end or (signature and not is_signature):
-        raise NotAnEntry(f"entry of {key}: {len(data)} bytes, truncated or padded")
+        raise NotAnEntry(f"{what}: {len(data)} bytes, truncated or padded")
     view = memoryview(data)
     carried = bytes(view[head_size : head_size + _DIGEST_BYTES])
-    seal.check(entry_name(key), carried, signature)
+    seal.check(name, carried, signature)
     payload = view[head_size + _DIGEST_BYTES : end]
     digest = _digest(view[:head_size], payload)
     if digest != carried:
-        raise DigestMismatch(f"entry of {key}: the bytes differ from their digest")
-    written_key, meta = _parse_header(key, bytes(view[_PREFIX.size : head_size]))
-    if written_key != key:
-        raise WrongKey(f"entry of {key}: holds the entry of {written_key}")
+        raise DigestMismatch(f"{what}: the bytes differ from their digest")
+    key, meta = _parse_header(what, bytes(view[_PREFIX.size : head_size]))
     return Entry(key, payload, meta, digest)
 
 
@@ -125,23 +139,23 @@ def entry_digest(head: bytes | memoryview) -> bytes:
     return bytes(head[end - _DIGEST_BYTES : end])
 
 
-def _parse_header(key: str, header: bytes) -> tuple[str, EntryMeta]:
+def _parse_header(what: str, header: bytes) -> tuple[str, EntryMeta]:
     # A right digest shows that the bytes are as written, not that hotstart wrote them.
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise NotAnEntry(f"entry of {key}: the header is not JSON") from error
+        raise NotAnEntry(f"{what}: the header is not JSON") from error
     match content:
         case {"key": str(written_key), "meta": dict(meta)}:
-            return written_key, _meta(key, meta)
-    raise NotAnEntry(f"entry of {key}: the header has no key or no meta")
+            return written_key, _meta(what, meta)
+    raise NotAnEntry(f"{what}: the header has no key or no meta")
 
 
-def _meta(key: str, meta: dict[str, Any]) -> EntryMeta:
+def _meta(what: str, meta: dict[str, Any]) -> EntryMeta:
     compile_s = meta.get("compile_s", 0.0)
     texts = {f.name: meta.get(f.name, "") for f in fields(EntryMeta) if f.name != "compile_s"}
     if not _is_duration(compile_s) or not all(isinstance(text, str) for text in texts.values()):
-        raise NotAnEntry(f"entry of {key}: the meta in its header is not what hotstart writes")
+        raise NotAnEntry(f"{what}: the meta in its header is not what hotstart writes")
     return EntryMeta(float(compile_s), **texts)
 
 

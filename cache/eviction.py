@@ -22,7 +22,7 @@ from hotstart.cache.store import ObjectStat
 
 EVICT_DOWN_TO = 0.9
 ENTRIES = "entries/"
-_ENTRY_NAME = re.compile(ENTRIES + r"(?:[^/]+/)*[0-9a-f]{64}(?:-[A-Za-z0-9_.]+)?")
+_ENTRY_NAME = re.compile(ENTRIES + r"(?:[^/]+/)*[0-9a-f]{64}(?:-[A-Za-z0-9_.]+)?(?:~[1-9])?")
 
 logger = logging.getLogger(__name__)
 

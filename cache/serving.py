@@ -93,6 +93,7 @@ class Serving:
         """`compile_or_get_cached`."""
         outer, scope = self._current.scope, Scope(host_callbacks=bool(host_callbacks))
         self._current.scope = scope
+        self._counters.add(in_flight=1)
         try:
             executable = stock(
                 backend, computation, devices, compile_options, host_callbacks, *rest, **kwargs
@@ -165,9 +166,9 @@ class Serving:
             self._cache.done(key)
         hit = scope.hit
         if hit is None:
-            self._counters.add(requests=1)
+            self._counters.add(in_flight=-1, requests=1)
         else:
-            self._counters.add(requests=1, hits=1, saved_s=hit.meta.compile_s)
+            self._counters.add(in_flight=-1, requests=1, hits=1, saved_s=hit.meta.compile_s)
         request = scope.summary()
         if request is not None:
             self.requests.add(request)

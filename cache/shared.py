@@ -174,10 +174,10 @@ class SharedCache:
     def _look(self, key: str, ask: Callable[[str, tuple[Failed, ...]], Answer]) -> Entry | None:
         if self._required is not None:
             raise self._required
-        pending = self._uploads.find(key)
-        if pending is not None:
-            return Entry(key, pending.packed(), pending.meta)
         unloadable = self._unloadable.get(key, set())
+        pending = self._uploads.find(key)
+        if pending is not None and pending.digest not in unloadable:
+            return Entry(key, pending.packed(), pending.meta, pending.digest)
         failed: list[Failed] = [Unloadable(digest) for digest in unloadable]
         for _ in range(_MAX_ROUNDS):
             answer = ask(key, tuple(failed))
@@ -230,7 +230,8 @@ class SharedCache:
         if entry is None:
             return None
         if self._node is not None:
-            self._uploads.submit(Pending(key, entry.payload, entry.meta, node_copy=look.data))
+            payload, meta, digest = entry.payload, entry.meta, entry.digest
+            self._uploads.submit(Pending(key, payload, meta, node_copy=look.data, digest=digest))
         return entry
 
     def _note_bad(self, key: str, look: Look) -> None:

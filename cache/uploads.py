@@ -28,6 +28,7 @@ class Pending:
         compressing a large one takes long and need not hold up the first step.
     replaces: the digest of a stored entry that JAX could not load.
     node_copy: the encoded entry as it was read from the store, to be left in the node directory.
+    digest: that of `node_copy`; of what was compiled here none is known yet.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Pending:
     meta: EntryMeta
     replaces: bytes | None = None
     node_copy: bytes | None = None
+    digest: bytes = b""
     pack: Callable[[bytes | memoryview], bytes] | None = None
 
     def packed(self) -> bytes | memoryview:
@@ -45,8 +47,8 @@ class Pending:
 class Uploads:
     """Writes pending entries through `write` on `threads` daemon threads.
 
-    `write` is called once for each submitted entry, blocks, and says whether the entry is where
-    it belongs now.
+    `write` is called once for each submitted entry, in order and one by one for those of a key,
+    blocks, and says whether the entry is where it belongs now.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Uploads:
         self._changed = threading.Condition()
         self._queue: deque[Pending] = deque()
         self._open: dict[str, Pending] = {}
+        self._writing: set[str] = set()
         self._open_bytes = 0
         self._failed: set[str] = set()
         self._workers: list[threading.Thread] = []
@@ -135,14 +138,23 @@ class Uploads:
             with self._changed:
                 self._failed.add(pending.key)
 
+    def _take(self) -> Pending | None:
+        """The first entry of a key that no other thread is at: a key's are written in order."""
+        for pending in self._queue:
+            if pending.key not in self._writing:
+                self._queue.remove(pending)
+                self._writing.add(pending.key)
+                return pending
+        return None
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._queue:
+                while (pending := self._take()) is None:
                     self._changed.wait()
-                pending = self._queue.popleft()
             self._try_write(pending)
             with self._changed:
+                self._writing.discard(pending.key)
                 if self._open.get(pending.key) is pending:
                     del self._open[pending.key]
                 self._open_bytes -= len(pending.payload)

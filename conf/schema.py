@@ -79,11 +79,18 @@ class RestartSection:
 
 @dataclass(frozen=True)
 class TimeoutSection:
-    """How long to wait for capacity, for all processes to join, and for a worker to stop."""
+    """How long to wait for capacity, for all processes to join, and for a worker to stop.
+
+    A gang that makes no progress is stopped and started anew, as after a failure: `compile_s` is
+    the longest that one compilation may take, `step_s` the longest from one step to the next, or
+    from the start of user code to the first. null: for ever.
+    """
 
     placement_s: float = field(default=300.0, metadata={"above": 0})
     distributed_s: float = field(default=300.0, metadata={"above": 0})
     stop_s: float = field(default=3.0, metadata={"at_least": 0})
+    step_s: float | None = field(default=None, metadata={"above": 0})
+    compile_s: float | None = field(default=7200.0, metadata={"above": 0})
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
 from hotstart.launcher.environ import compose_environ, is_same_environ
 from hotstart.launcher.event_queue import Batch, EventQueue
+from hotstart.launcher.first_imports import first_imports
 from hotstart.launcher.guard import Guard
+from hotstart.launcher.host_watch import HostWatch, take_stacks
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preflight import (
@@ -74,6 +76,7 @@ class Agent:
         self._starting = threading.Lock()
         self._spawner = _Spawner()
         self._standbys = StandbyPool(self._spawn)
+        self._watch = HostWatch()
         self._heard_of: dict[int, WorkerProcess] = {}
         self.cache = AgentCache(ip)
         self._keyring: Keyring | None = None
@@ -98,17 +101,20 @@ class Agent:
         return int(port.getsockname()[1])
 
     def prepare(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
-        """Spawn the workers of the first attempt, which import jax and wait for `start`.
+        """Spawn the workers of the first attempt, which import ahead and wait for `start`.
 
         Its coordinator may be another by then. Does nothing where `start` came first. Raises
         OSError.
         """
         attempt = _settle_node_dir(attempt)
+        program = attempt.program
+        modules = first_imports(program.script, program.path) if attempt.standby else ()
+        order = {"program": dataclasses.asdict(program), "modules": modules}
         with self._starting:
             for local, index in enumerate(processes if self._attempt is None else ()):
                 environ = compose_environ(WorkerPlan(index, local, 0.0, attempt), self._environ)
                 self._early[index] = self._spawn(environ)
-                self._early[index].channel.send({"early": True})
+                self._early[index].channel.send({"early": order})
 
     def start(self, attempt: AttemptPlan, processes: tuple[int, ...], elapsed_s: float) -> None:
         """Spawn this host's workers; returns once they are on their way.
@@ -134,6 +140,8 @@ class Agent:
         self.cache.begin(attempt.attempt, senders)
         for plan in plans:  # one by one: where the next fails, the others can be stopped
             self._workers.append(self._start(plan, environs[plan.process_index]))
+        emit = functools.partial(self._emit, attempt.attempt)
+        self._watch = HostWatch(self._workers, attempt.limits, emit)
         if agents_read(attempt.cache):
             look = threading.Thread(
                 target=self._look_at_store, args=(attempt, processes), name="hotstart-look"
@@ -154,6 +162,10 @@ class Agent:
         """
         return self._queue.after(cursor, _POLL_S)
 
+    def stacks(self) -> dict[int, str]:
+        """What the threads of this host's workers do now, by process index; blocks up to 2 s."""
+        return take_stacks(self._workers)
+
     def stop(self, grace_s: float, ask: bool) -> None:
         """End this host's workers; returns when the last one is reaped, soon after `grace_s`.
 
@@ -161,6 +173,7 @@ class Agent:
         only flush what is on its way to the store.
         """
         self._let_output_go()
+        self._watch.close()
         if ask:  # the run is over
             self._standbys.close()
         else:
@@ -181,6 +194,7 @@ class Agent:
         the run's folder are stored there now.
         """
         self._let_output_go()
+        self._watch.close()
         for worker in self._workers:
             worker.drain(1.0)
         reports = {w.plan.process_index: w.report for w in self._workers if w.report}
@@ -190,6 +204,7 @@ class Agent:
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""
         self._let_output_go()
+        self._watch.close()
         self._standbys.close()
         for child in self._early.values():
             child.discard()
@@ -211,6 +226,7 @@ class Agent:
         return WorkerProcess(
             plan,
             self._log_path(plan),
+            Path(self._scratch, f"stacks-{plan.attempt.attempt}-{plan.process_index}"),
             environ,
             spawn=self._spawn,
             early=early,

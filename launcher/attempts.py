@@ -1,78 +1,35 @@
 """The attempt loop: gang, outcome, decision, next attempt.
 
-One attempt at a time: its start is recorded, workers start, events are followed until
-`classify` knows how it ended, what is left is stopped, the end is recorded and `decide` says
-what follows. Recording an end happens beside the next start, which does not wait for it.
+One attempt at a time: its start is recorded, workers start, it is followed to its end
+(`following.py`), the end is recorded and `decide` says what comes next. Recording an end happens
+beside the next start, which does not wait for it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
-from hotstart.launcher.outcome import (
-    AgentLost,
-    Budgets,
-    GiveUp,
-    Outcome,
-    Restart,
-    WorkerExit,
-    classify,
-    decide,
-)
+from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
+from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, decide
 from hotstart.launcher.plan import AttemptPlan
-from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.record import RunRecord
-from hotstart.launcher.workers import Event, FirstStep, Output
 
 logger = logging.getLogger(__name__)
 
-_LAST_WORDS_S = 1.0
-_PEER_GRACE_S = 1.0
 _POLL_S = 0.2
 _LEARN_S = 15.0
 _PLACINGS = 3
 _TOLD_TO_STOP = "the launcher was told to stop"
-
-
-class Gang(Protocol):
-    """What the loop needs of `gang.Gang`; see there."""
-
-    lost: list[AgentLost]
-
-    def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
-    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
-    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
-    def fresh_coordinator(self) -> str | None: ...
-    def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
-    def go_on(self, attempt: int) -> None: ...
-    def events(self) -> Any: ...
-    def stop(self, grace_s: float, *, ask: bool) -> None: ...
-    def asked(self) -> Answers: ...
-    def finish(self) -> dict[int, dict[str, Any]]: ...
-    def drained(self) -> bool: ...
-    def flush(self, timeout_s: float) -> bool: ...
-    def take_stats(self) -> list[dict[str, Any]]: ...
-    def close(self) -> None: ...
-
-
-class Watcher(Protocol):
-    """Is told what happens, to show it."""
-
-    def attempt_started(self, attempt: int) -> None: ...
-    def output(self, output: Output) -> None: ...
-    def differs(self, attempt: int, difference: str) -> None: ...
-    def first_step(self, attempt: int, seconds: float) -> None: ...
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -85,17 +42,6 @@ class LoopSettings:
     flush_s: float = 60.0
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """How an attempt ended, whether all workers stepped, their reports, and what they asked for."""
-
-    outcome: Outcome
-    stepped: bool
-    reports: Mapping[int, Mapping[str, Any]]
-    gang: Gang
-    asked: Answers
 
 
 class AttemptLoop:
@@ -179,7 +125,7 @@ class AttemptLoop:
             self._pause(decision.delay_s)
             number += 1
 
-    def _attempt(self, number: int) -> _Ended | None:
+    def _attempt(self, number: int) -> Ended | None:
         """One attempt; None if it was never started, since the run was interrupted before."""
         decided_at = self._clock()
         ready = self._ready_gang(number)
@@ -197,7 +143,20 @@ class AttemptLoop:
         self._watcher.attempt_started(number)
         try:
             gang.start(plan, decided_at)
-            return self._follow(gang, plan, decided_at)
+            return Following(
+                gang,
+                plan,
+                decided_at,
+                watcher=self._watcher,
+                keep=Keep(
+                    functools.partial(self._all_stepped, number, gang),
+                    functools.partial(self._keep_differences, number),
+                    functools.partial(self._keep_stacks, number),
+                ),
+                is_interrupted=self._is_interrupted,
+                stop_s=self._settings.stop_s,
+                clock=self._clock,
+            ).to_the_end()
         except LauncherError as error:
             self._write_end(number, Outcome("failed", str(error), None), {})
             raise
@@ -228,60 +187,9 @@ class AttemptLoop:
             f"{', '.join(hosts)}; see Ray's logs there"
         )
 
-    def _follow(self, gang: Gang, plan: AttemptPlan, decided_at: float) -> _Ended:
-        exits: list[WorkerExit] = []
-        stepped: dict[int, Mapping[str, Any]] = {}
-        preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
-
-        def see(events: Sequence[tuple[int, Event]]) -> None:
-            for attempt, event in events:
-                if attempt != plan.attempt:
-                    continue
-                match event:
-                    case Output():
-                        self._watcher.output(event)
-                    case WorkerExit():
-                        exits.append(event)
-                    case WorkerFacts():
-                        self._compare(preflight, event, plan.attempt, gang)
-                    case FirstStep():
-                        stepped[event.process_index] = event.report
-                        if len(stepped) == plan.process_count:
-                            seconds = self._clock() - decided_at
-                            self._watcher.first_step(plan.attempt, seconds)
-                            reports = [stepped[index] for index in sorted(stepped)]
-                            self._writer.submit(self._record.first_step, plan.attempt, reports)
-                            self._learn(plan.attempt, gang, gang.asked(), True, False)
-
-        outcome = refused = None
-        while outcome is None:
-            see(list(gang.events()))
-            refused = _refused(preflight)
-            outcome = refused or classify(
-                plan.process_count, exits, gang.lost, self._is_interrupted()
-            )
-        if outcome.kind != "done":
-            polite = outcome.kind == "interrupted"
-            gang.stop(self._settings.stop_s if polite else _PEER_GRACE_S, ask=polite)
-        reports = gang.finish()
-        asked = gang.asked()  # now: the next attempt's start makes agents forget this one
-        deadline = self._clock() + _LAST_WORDS_S
-        while not gang.drained() and self._clock() < deadline:
-            see(list(gang.events()))
-        # A lost node may have been noticed only after the errors that it caused.
-        last = classify(plan.process_count, exits, gang.lost, self._is_interrupted())
-        outcome = refused or last or outcome
-        return _Ended(outcome, len(stepped) == plan.process_count, reports, gang, asked)
-
-    def _compare(self, preflight: Preflight, facts: WorkerFacts, attempt: int, gang: Gang) -> None:
-        found = preflight.heard(facts)
-        for difference in found:
-            self._watcher.differs(attempt, str(difference))
-        if found:
-            told = [difference.to_json() for difference in found]
-            self._writer.submit(self._record.differences, attempt, facts.stage, told)
-        if preflight.lets_go_on(facts.stage):  # said again where a worker was replaced
-            gang.go_on(attempt)
+    def _all_stepped(self, number: int, gang: Gang, reports: Sequence[Mapping[str, Any]]) -> None:
+        self._writer.submit(self._record.first_step, number, reports)
+        self._learn(number, gang, gang.asked(), True, False)
 
     def _learn(self, attempt: int, gang: Gang, asked: Answers, stepped: bool, done: bool) -> None:
         ahead = self._ahead
@@ -290,6 +198,21 @@ class AttemptLoop:
                 ahead.learn, attempt, gang, asked, stepped=stepped, done=done
             )
             self._learning = [learn]  # the writer has done all that was before it
+
+    def _keep_differences(
+        self, number: int, stage: str, found: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self._writer.submit(self._record.differences, number, stage, found)
+
+    def _keep_stacks(self, number: int, stacks: Mapping[int, str]) -> str:
+        def write() -> None:
+            try:
+                self._record.stacks(number, stacks)
+            except StoreError as error:
+                logger.warning("what the workers of attempt %d did is lost: %s", number, error)
+
+        self._writer.submit(write)
+        return self._record.stacks_location(number)
 
     def _write_end(
         self,
@@ -326,13 +249,6 @@ class AttemptLoop:
         if self._gang is not None:
             self._gang.close()
             self._gang = None
-
-
-def _refused(preflight: Preflight) -> Outcome | None:
-    refusal = preflight.refusal
-    if refusal is None:
-        return None
-    return Outcome("cache-required", f"strict mode: {refusal}", None)
 
 
 def _note_failure(write: Future[None]) -> None:

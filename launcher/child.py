@@ -116,11 +116,11 @@ class Child:
                 thread.start()
         return True
 
-    def terminate(self) -> None:
-        """SIGTERM to it alone: its data loaders must outlive a checkpoint that is written now."""
+    def signal(self, number: int) -> None:
+        """Send a signal to it alone: its data loaders must outlive a checkpoint written now."""
         if not self._reaped.is_set():
             with contextlib.suppress(OSError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it, and everything that it has spawned in its session, now."""
@@ -166,7 +166,10 @@ class Child:
 
     def _read_messages(self) -> None:
         for message in self.channel:
-            self._told().heard(message)
+            try:
+                self._told().heard(message)
+            except Exception:  # the child is the user's process; what it sends next still counts
+                logger.exception("process id %d: a message could not be taken", self.pid)
 
     def _read_output(self) -> None:
         pipe: IO[bytes] = self._process.stdout  # type: ignore[assignment]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from hotstart.launcher.cache_commands import cache
 from hotstart.launcher.key_commands import key
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
 
 
 main.add_command(key)
+main.add_command(cache)
 
 
 def _check_cluster(address: str | None, config: JobConfig) -> None:

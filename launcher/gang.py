@@ -205,6 +205,13 @@ class Gang(AheadCalls):
             self._cursors[index] = batch.next_cursor
             yield from batch.events
 
+    def stacks(self) -> dict[int, str]:
+        """What the threads of all workers do now, by process index, of agents that answer."""
+        answers = self._call_all(
+            "say what its workers do", lambda i: (self._agents[i].stacks, ()), may_fail=True
+        )
+        return {index: text for found in answers.values() for index, text in found.items()}
+
     def stop(self, grace_s: float, *, ask: bool) -> None:
         """End all workers; returns when they are reaped."""
         self._call_all(

@@ -20,7 +20,7 @@ from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import fingerprint
-from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Watcher
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -30,6 +30,7 @@ from hotstart.launcher.errors import (
     UsageError,
 )
 from hotstart.launcher.facts import FinalState
+from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
@@ -38,6 +39,7 @@ from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.store_check import check_store
+from hotstart.launcher.watchdog import StillLimits
 from hotstart.launcher.worker_facts import key_versions
 
 if TYPE_CHECKING:
@@ -213,6 +215,7 @@ class Run:
             standby=config.restarts.standby,
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
+            limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:

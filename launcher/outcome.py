@@ -28,7 +28,7 @@ class WorkerExit:
 
     `at_s` is the agent's monotonic time since the attempt began. `stopped` says that the worker
     had been told to stop before it ended, so its end is a consequence and no cause.
-    `cache_required` says that the worker gave up because strict mode demands the cache.
+    `cache_required` says why the worker gave up where strict mode demands the cache.
     """
 
     process_index: int
@@ -37,7 +37,7 @@ class WorkerExit:
     host: str
     at_s: float
     stopped: bool
-    cache_required: bool = False
+    cache_required: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def classify(
     if failed:
         first = failed[0]
         if first.cache_required and first.exit_code == ExitCode.CACHE_REQUIRED:
-            reason = f"process {first.process_index} on {first.host} needs what the cache lacks"
+            who = f"process {first.process_index} on {first.host}"
+            reason = f"strict mode: {who}: {first.cache_required}"
             return Outcome("cache-required", reason, first.process_index)
         return Outcome("failed", describe_exit(first), first.process_index)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
+from hotstart.launcher.watchdog import StillLimits
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class AttemptPlan:
         asked for.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
+    limits: how long workers may make no progress; see `watchdog.py`.
     """
 
     run: str
@@ -49,6 +51,7 @@ class AttemptPlan:
     load_ahead: bool = True
     standby: bool = False
     platform: str = "cpu"
+    limits: StillLimits = StillLimits()
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ class WorkerPlan:
         attempt = dict(data["attempt"])
         program = {**attempt.pop("program")}
         program["args"], program["path"] = tuple(program["args"]), tuple(program["path"])
-        cache = attempt.pop("cache")
+        cache, limits = attempt.pop("cache"), StillLimits(**attempt.pop("limits"))
         plan = AttemptPlan(
-            **attempt, program=Program(**program), cache=CacheConfig(**cache) if cache else None
+            **attempt,
+            program=Program(**program),
+            cache=CacheConfig(**cache) if cache else None,
+            limits=limits,
         )
         rest = {f.name: data[f.name] for f in fields(cls) if f.name != "attempt"}
         return cls(**rest, attempt=plan)

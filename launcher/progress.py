@@ -54,6 +54,7 @@ class Progress(logging.Handler):
         self._interval_s = interval_s
         self._phases: dict[str, float | None] = dict.fromkeys(PHASES)
         self._last_step: object = None
+        self._steps = 0
         self._warnings: list[str] = []
         self._changed = threading.Event()
         self._over = threading.Event()
@@ -70,6 +71,7 @@ class Progress(logging.Handler):
         """Note a step of user code; a number that lives on a device is not waited for here."""
         self.reached("first_step")
         self._last_step = number
+        self._steps += 1
         self._changed.set()
 
     def counters_changed(self) -> None:
@@ -100,6 +102,7 @@ class Progress(logging.Handler):
             "phases": dict(self._phases),
             "cache": dataclasses.asdict(self._stats()),
             "last_step": _whole(self._last_step),
+            "steps": self._steps,
             "warnings": list(self._warnings),
         }
 

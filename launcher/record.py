@@ -10,16 +10,17 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/start            attempt n began
     <run>/attempts/<n:05d>/first_step       all workers' reports when each had done a step
     <run>/attempts/<n:05d>/differs/<stage>  what differed among its workers (preflight.py)
+    <run>/attempts/<n:05d>/stacks/<i:05d>   what process index i did when it hung, as text
     <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i at its end
     <run>/attempts/<n:05d>/end              how attempt n ended
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/end/<epoch:08d>                   the final state under this owner
 
-All are JSON objects but `job.yaml`. Where the launching host has a signing key, each ends in its
-signature, and what does not verify is not there for a host with a key. A run that was restarted
-has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one with the
-most keys counts; its name says what a listing needs. `<run>/logs/` and `<run>/checkpoints/` may
-lie beside them and are never listed.
+All are JSON objects but `job.yaml` and stacks. Where the launching host has a signing key, each
+ends in its signature, and what does not verify is not there for a host with a key. A run that was
+restarted has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one
+with the most keys counts; its name says what a listing needs. `<run>/logs/` and
+`<run>/checkpoints/` may lie beside them and are never listed.
 Names and listings of runs: `runs.py`.
 """
 
@@ -54,11 +55,13 @@ from hotstart.launcher.preflight import STAGES
 logger = logging.getLogger(__name__)
 
 PARALLEL_READS = 16
+PARALLEL_WRITES = 16
 
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8})")
 _ATTEMPT_FACT = re.compile(
-    r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18}))"
+    r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
+    r"|stacks/\d{5})"
 )
 _END = re.compile(r"(\d{8})")
 
@@ -114,7 +117,7 @@ class RunRecord:
         return f"{self.store.url.rstrip('/')}/{self.name}/logs"
 
     def job_yaml(self) -> str:
-        """The job as it was launched; raises `RecordDamaged` if it isn't there."""
+        """The job as it was launched; raises `RecordDamaged` if it isn't there, or is no text."""
         name = f"{self.name}/job.yaml"
         data = self.store.get(name)
         if data is None and self.store.stat(name) is not None:
@@ -124,7 +127,12 @@ class RunRecord:
             )
         if data is None:
             raise RecordDamaged(f"{self.store.url}/{name} is missing; launch the job anew")
-        return data.decode()
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise RecordDamaged(
+                f"{self.store.url}/{name} is damaged: {error}; launch the job anew"
+            ) from error
 
     def has_created(self) -> bool:
         """Whether the fact is there that tells how the run was launched."""
@@ -165,6 +173,20 @@ class RunRecord:
     def worker_report(self, n: int, i: int, report: Mapping[str, Any]) -> None:
         """Keep the report of process index i in attempt n; the first one stays."""
         self.create_fact(f"attempts/{n:05d}/workers/{i:05d}", report)
+
+    def stacks(self, n: int, stacks: Mapping[int, str]) -> None:
+        """Keep what the workers of attempt n, by process index, did when it hung."""
+
+        def keep(index: int) -> None:
+            name = f"{self.name}/attempts/{n:05d}/stacks/{index:05d}"
+            self.store.create(name, stacks[index].encode())
+
+        with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
+            list(pool.map(keep, stacks))
+
+    def stacks_location(self, n: int) -> str:
+        """Where `stacks` keeps them: an absolute path or a `gs://` URL."""
+        return f"{self.store.url.rstrip('/')}/{self.name}/attempts/{n:05d}/stacks"
 
     def keep_manifest(self, n: int, manifest: Manifest) -> None:
         """Keep what the next start of this run is to go by, learned in attempt n."""
@@ -312,7 +334,7 @@ class RunRecord:
             there = names.setdefault(int(n), _Names())
             if keys:
                 there.manifests[ManifestSummary(int(keys), int(size))] = stat.name
-            else:
+            elif fact or index:
                 there.facts[fact or index] = stat.name
         return names
 

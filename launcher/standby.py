@@ -2,7 +2,9 @@
 
 The worker of an attempt says at its first step which third-party modules it has imported, in
 order (`modules_to_import`). A standby imports these, and jax, and nothing of the user's own:
-what the program itself consists of may have changed by the next attempt, or do things.
+what the program itself consists of may have changed by the next attempt, or do things. The
+workers of a first attempt, which start before its plan is there, do the same with what their
+script imports first (`first_imports.py`).
 
 A standby must not differ from a fresh worker by more than what it has in memory. It is unfit,
 and ends, where an import has started a thread that is no daemon, has initialized a backend or
@@ -36,12 +38,17 @@ _LAZY = getattr(importlib.util, "_LazyModule", ())  # looking into one loads it
 
 
 def stand_by(
-    channel: Channel, messages: Iterator[dict[str, Any]], order: Mapping[str, Any]
+    channel: Channel,
+    messages: Iterator[dict[str, Any]],
+    order: Mapping[str, Any],
+    *,
+    in_background: bool,
 ) -> dict[str, Any]:
     """Import, then wait for the message with a plan and return it; its environment is in place.
 
     A plan that comes early ends the importing with the module at hand. Where the process is
-    unfit it says so and ends; where its agent is gone, it ends.
+    unfit it says so and ends; where its agent is gone, it ends. With `in_background` an attempt
+    goes on beside it, which is not to be disturbed.
     """
     program = Program(**{**order["program"], "path": tuple(order["program"]["path"])})
     priority = _Priority()
@@ -59,7 +66,8 @@ def stand_by(
 
     receiver = threading.Thread(target=receive, name="hotstart-standby", daemon=True)
     receiver.start()
-    priority.lower()
+    if in_background:
+        priority.lower()
     try:
         _import_all(program, order["modules"], arrived)
     except _Unfit as unfit:
@@ -73,14 +81,6 @@ def stand_by(
     [message] = found
     os.environ.update(message["environ"])
     return message
-
-
-def import_common() -> None:
-    """Import what every worker does, whatever its program is."""
-    installed()
-    import jax  # noqa: F401
-
-    from hotstart.cache import active  # noqa: F401
 
 
 def modules_to_import(program: Program, modules: Mapping[str, object]) -> list[str]:
@@ -108,7 +108,11 @@ class _Unfit(Exception):
 
 def _import_all(program: Program, modules: list[str], arrived: threading.Event) -> None:
     """Raises `_Unfit`. An import that raises is left to the program, which asked for it."""
-    import_common()
+    installed()
+    import jax  # noqa: F401
+
+    from hotstart.cache import active  # noqa: F401
+
     _check_fitness(None)
     # As in a worker, where the program's imports come after this.
     if os.path.isdir(program.folder):  # noqa: PTH112

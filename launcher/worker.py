@@ -28,7 +28,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.keyring import from_text
 from hotstart.cache.requests import Request
 from hotstart.cache.signing import Keyring
-from hotstart.launcher import context, standby, worker_facts
+from hotstart.launcher import context, stacks, standby, worker_facts
 from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
@@ -54,14 +54,13 @@ def main() -> None:
     messages = iter(channel)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     message = next(messages)
-    if "early" in message:
-        message = _wait_for_plan(messages)
     stood_by = "standby" in message
-    if stood_by:
-        message = standby.stand_by(channel, messages, message["standby"])
+    if order := message.get("standby") or message.get("early"):
+        message = standby.stand_by(channel, messages, order, in_background=stood_by)
     channel.send({"taken": True})
     plan = WorkerPlan.from_json(message["plan"])
     keyring = from_text(message.pop("signing_keys"))  # this frame is in each traceback
+    stacks.write_on_signal(message["stacks"])
     facts = worker_facts.start_facts(plan.attempt.cache, os.environ)
     channel.send(worker_facts.facts_message("start", facts))
 
@@ -90,9 +89,9 @@ def main() -> None:
             failed_exit.code = error.code if isinstance(error.code, int) else 1
         raise
     except Exception as error:
-        if _is_cache_required(error):
-            channel.send({"cache_required": str(error)})
-            logger.error("%s", error)
+        required = _cache_required(error)
+        if required is not None:  # the launcher says so, once for all workers
+            channel.send({"cache_required": str(required)})
             failed_exit.code = EXIT_CACHE_REQUIRED
             sys.exit(EXIT_CACHE_REQUIRED)
         print_traceback(error)
@@ -100,16 +99,6 @@ def main() -> None:
         sys.exit(1)
     finally:
         _end(progress, failed=failed)
-
-
-def _wait_for_plan(messages: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Started before its plan was there: import meanwhile what every worker imports."""
-    standby.import_common()
-    message = next(messages, None)
-    if message is None:  # the agent has gone
-        os._exit(1)
-    os.environ.update(message["environ"])
-    return message
 
 
 def _imported(plan: WorkerPlan) -> Callable[[], list[str]] | None:
@@ -324,12 +313,13 @@ def _stop(grace_s: float, ask: bool) -> None:
     os._exit(_STOPPED_EXIT)
 
 
-def _is_cache_required(error: BaseException) -> bool:
+def _cache_required(error: BaseException) -> BaseException | None:
+    """The `CacheRequired` behind an error, which JAX may have wrapped."""
     from hotstart.cache.errors import CacheRequired
 
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CacheRequired):
-            return True
+            return seen
         seen = seen.__cause__ or seen.__context__
-    return False
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socket
 import threading
 import time
@@ -18,11 +19,13 @@ from typing import IO, Any
 
 from hotstart.cache.keyring import to_text
 from hotstart.cache.signing import Keyring
+from hotstart.launcher import stacks
 from hotstart.launcher.child import Child
 from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
 from hotstart.launcher.preflight import WorkerFacts
+from hotstart.launcher.watchdog import Stillness
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class FirstStep:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Output | FirstStep | WorkerExit | WorkerFacts
+Event = Output | FirstStep | WorkerExit | WorkerFacts | Stillness
 
 
 class WorkerProcess:
@@ -58,6 +61,7 @@ class WorkerProcess:
         self,
         plan: WorkerPlan,
         log: Path,
+        stacks_path: Path,
         environ: dict[str, str],
         *,
         spawn: Callable[[dict[str, str]], Child],
@@ -70,10 +74,10 @@ class WorkerProcess:
         """Start it in `early` or `standby` where that lives, else in a child that is spawned now.
 
         Early children import what any worker does, so they may take their time; standbys have
-        done so, and one that does not take its plan soon is ended. `environ` is the worker's.
-        `emit` may block on `Output`, and the worker's pipe with it. `on_message` gets what the
-        worker sends beside its reports, on the thread that reads them. The signing keys go to it
-        by its channel alone. Raises OSError.
+        done so, and one that does not take its plan soon is ended. `environ` is the worker's;
+        `stacks_path` is where it writes its stacks when asked. `emit` may block on `Output`, and
+        the worker's pipe with it. `on_message` gets what the worker sends beside its reports, on
+        the thread that reads them. The signing keys go to it by its channel alone. Raises OSError.
         """
         self.plan = plan
         self.report: dict[str, Any] = {}
@@ -83,10 +87,11 @@ class WorkerProcess:
         self._emit = emit
         self._on_message = on_message
         self._log = _Kept(log)
+        self._stacks = stacks_path
         self._rest = b""
         self._stopped = False
         self._stepped = False
-        self._cache_required = False
+        self._cache_required = ""
         self._ended = threading.Event()
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
@@ -117,7 +122,14 @@ class WorkerProcess:
             self._stopped = True
         self.send({"stop_within_s": grace_s, "ask": ask})
         if ask:
-            self._child.terminate()
+            self._child.signal(signal.SIGTERM)
+
+    def write_stacks(self) -> Path | None:
+        """Have it write what its threads do; where to. None before its program has begun."""
+        if self.report.get("phases", {}).get("user_code") is None:
+            return None
+        self._child.signal(stacks.SIGNAL)
+        return self._stacks
 
     def kill(self) -> None:
         """End it, and everything that it has spawned, now."""
@@ -136,12 +148,12 @@ class WorkerProcess:
     def heard(self, message: dict[str, Any]) -> None:
         """See `child.Listener`."""
         if "report" in message:
-            self.report = message["report"]
+            self.report = _report_in(message)
             if not self._stepped and self.report["phases"].get("first_step") is not None:
                 self._stepped = True
                 self._emit(FirstStep(self.plan.process_index, self.report))
         elif "cache_required" in message:
-            self._cache_required = True
+            self._cache_required = str(message["cache_required"])
         elif "taken" in message:
             self._taken.set()
         else:
@@ -183,7 +195,7 @@ class WorkerProcess:
 
     def _send_plan(self) -> None:
         _, of_attempt = split_environ(self._environ)
-        message = {"plan": self.plan.to_json(), "environ": of_attempt}
+        message = {"plan": self.plan.to_json(), "environ": of_attempt, "stacks": str(self._stacks)}
         self.send({**message, "signing_keys": to_text(self._keyring)})
 
     def _go_on_in(self, child: Child) -> None:
@@ -217,6 +229,14 @@ class WorkerProcess:
     def _emit_lines(self, lines: list[bytes]) -> None:
         text = tuple(line.decode(errors="replace").rstrip("\r") for line in lines)
         self._emit(Output(self.plan.process_index, text))
+
+
+def _report_in(message: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError."""
+    match message["report"]:
+        case {"phases": dict(), "cache": dict()} as report:
+            return dict(report)
+    raise ValueError("not a report")
 
 
 class _Kept:

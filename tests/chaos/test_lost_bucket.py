@@ -77,8 +77,12 @@ def test_bucket_lost_in_the_middle_of_a_strict_run_ends_it_with_exit_code_4(
     finished = run(here, two, proxy, bucket, 404, "cache.strict=true")
 
     assert finished.exit_code == 4, finished.shown
+    reason = finished.report["reason"]
+    assert reason.startswith("strict mode: process "), finished.shown
+    assert "the cache is required and cannot be used: " in reason, finished.shown
+    assert f"there is no bucket {bucket}; create it" in reason, finished.shown
     said = [line for line in finished.stderr.splitlines() if "the cache is required" in line]
-    assert said, finished.shown
-    assert [line for line in said if f"there is no bucket {bucket}" not in line] == []
-    assert len({line[: len("[0]")] for line in said}) == len(said)  # each worker once
-    assert finished.report["reason"].endswith("needs what the cache lacks"), finished.shown
+    assert said == [
+        f"hotstart attempt 1 cache-required: {reason}",
+        f"hotstart {reason} (exit code 4)",
+    ]

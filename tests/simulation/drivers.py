@@ -20,6 +20,7 @@ from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp, WorkerExit
 from hotstart.launcher.ownership import Ownership, take_ownership
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.watchdog import StillLimits
 from tests.simulation.checks import LOST, WAITS
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.owner_checks import Acting, OwnerChecks
@@ -229,7 +230,7 @@ class Drivers:
 
 
 def _plan(attempt: int, coordinator: str) -> Any:
-    return SimpleNamespace(attempt=attempt, process_count=1, cache=None, await_preflight=False)
+    return SimpleNamespace(attempt=attempt, process_count=1, cache=None, limits=StillLimits())
 
 
 class _Nobody:

@@ -24,6 +24,7 @@ from hotstart.launcher.outcome import (
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.watchdog import StillLimits, Stillness
 from hotstart.launcher.workers import Event, FirstStep, Output
 from tests.support.memory_store import MemoryStore
 
@@ -57,6 +58,7 @@ class Script:
     lost_when_stopped: Sequence[AgentLost] = ()
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     asked: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    stacks: dict[int, str] = field(default_factory=dict)
 
 
 class FakeGang:
@@ -100,6 +102,10 @@ class FakeGang:
             yield from self._pending.pop(0)
         if not self._pending:
             self._lose(self._scripts[self._attempt].lost)
+
+    def stacks(self) -> dict[int, str]:
+        self._calls.append((self._name, "stacks"))
+        return self._scripts[self._attempt].stacks
 
     def stop(self, grace_s: float, *, ask: bool) -> None:
         self._calls.append((self._name, "stop", grace_s, ask))
@@ -536,3 +542,58 @@ def test_loop_workers_that_agree_in_strict_mode_are_let_on_once_all_have_said_al
     assert bench.run().exit_code == ExitCode.DONE
     assert bench.calls.count(("gang 1", "go_on", 1)) == 1
     assert bench.told.lines == ["attempt 1"]
+
+
+def limited_plan(attempt: int, coordinator: str) -> AttemptPlan:
+    return replace(plan(attempt, coordinator), limits=StillLimits(step_s=60.0))
+
+
+def still(index: int, step: int) -> Stillness:
+    return Stillness(index, "host", 60.0, last_step=step)
+
+
+HUNG = [still(0, 7), still(1, 6)]
+HANG = "no progress: process 1 on host has done nothing since step 6 for 60 s (timeouts.step_s=60)"
+
+
+def test_loop_hang_keeps_stacks_and_is_charged_as_a_failure() -> None:
+    stacks = {0: "in a collective", 1: "in a data loader"}
+    bench = Bench(Script([HUNG], last_words=[stopped(0), stopped(1)], stacks=stacks), DONE)
+    bench.plan = limited_plan
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.calls[:4] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "stacks"),
+        ("gang 1", "stop", 1.0, False),
+        ("gang 1", "finish"),
+    ]
+    where = bench.record.stacks_location(1)
+    reason = f"{HANG}; what each worker was doing: {where}"
+    _, outcome, decision = bench.told.ended[0]
+    assert outcome == Outcome("failed", reason, 1)
+    assert decision == Restart(0.0, Budgets(2, 3, failures_spent=1))
+    assert bench.outcomes() == ["failed", "done"]
+    kept = [bench.record.store.get(f"run/attempts/00001/stacks/0000{i}") for i in range(2)]
+    assert kept == [b"in a collective", b"in a data loader"]
+
+
+def test_loop_hang_without_stacks_says_so_by_naming_no_place() -> None:
+    bench = Bench(Script([HUNG], last_words=[stopped(0), stopped(1)]), DONE)
+    bench.plan = limited_plan
+    bench.run()
+    assert bench.told.ended[0][1] == Outcome("failed", HANG, 1)
+
+
+def test_loop_hang_that_a_lost_node_explains_is_a_preemption() -> None:
+    hung = Script([HUNG], lost_when_stopped=[lost_agent(node_alive=False)])
+    bench = Bench(hung, DONE)
+    bench.plan = limited_plan
+    assert bench.run().exit_code == ExitCode.DONE
+    assert bench.outcomes() == ["preempted", "done"]
+
+
+def test_loop_worker_that_goes_on_is_no_hang() -> None:
+    bench = Bench(Script([[still(0, 7)], [Stillness(0, "host")], [still(1, 7)], DONE.batches[0]]))
+    bench.plan = limited_plan
+    assert bench.run().exit_code == ExitCode.DONE
+    assert ("gang 1", "stacks") not in bench.calls

@@ -14,7 +14,7 @@ def ended(
     signal: int | None = None,
     at_s: float = 1.0,
     stopped: bool = False,
-    cache_required: bool = False,
+    cache_required: str = "",
 ) -> WorkerExit:
     host = "host-a" if index == 1 else "host-b"
     return WorkerExit(index, exit_code, signal, host, at_s, stopped, cache_required)
@@ -145,10 +145,10 @@ CASES = {
         Outcome("interrupted", "the launcher was told to stop", None),
     ),
     "exit_code_4_with_the_flag_is_cache_required": (
-        [ended(1, 4, cache_required=True)],
+        [ended(1, 4, cache_required="no bucket")],
         [],
         False,
-        Outcome("cache-required", "process 1 on host-a needs what the cache lacks", 1),
+        Outcome("cache-required", "strict mode: process 1 on host-a: no bucket", 1),
     ),
     "exit_code_4_of_the_users_own_is_a_failure": (
         [ended(1, 4)],

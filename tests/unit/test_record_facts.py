@@ -69,6 +69,15 @@ def test_record_job_yaml_that_is_gone_is_damage(store):
         record.job_yaml()
 
 
+def test_record_job_yaml_that_is_no_text_is_damage(store):
+    record = create(store)
+    store.delete("lm-1/job.yaml", store.stat("lm-1/job.yaml").generation)
+    store.create("lm-1/job.yaml", b"name: \xff")
+
+    with pytest.raises(RecordDamaged, match="/runs/lm-1/job.yaml is damaged: .*; launch the job"):
+        record.job_yaml()
+
+
 def test_record_locations_lie_under_the_run(store):
     record = create(store)
 

@@ -452,6 +452,19 @@ def test_entry_that_does_not_load_and_may_not_be_deleted_is_passed_over_for_its_
     assert other.get(KEY).payload == b"compiled here"
 
 
+def test_entry_that_does_not_load_is_not_given_again_from_its_way_to_the_node(rig: Rig):
+    rig.store.fill(NAME, sound())
+    rig.node.open.clear()  # the copy for the node directory is still on its way
+    entry = rig.cache.get(KEY)
+    rig.cache.failed(KEY, entry)
+    assert rig.cache.get(KEY) is None
+    rig.cache.put(KEY, b"compiled here", META, entry.digest)
+    rig.node.open.set()
+    assert rig.cache.flush(PATIENCE_S) is True
+    for store in (rig.store, rig.node):
+        assert store.bytes_of(NAME) == sound(b"compiled here")
+
+
 def test_bad_store_entry_whose_replacements_may_not_be_deleted_either_is_counted():
     rig = Rig(with_node=False)
     for suffix in ("", "~1", "~2", "~3"):

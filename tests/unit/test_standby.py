@@ -423,6 +423,49 @@ def test_prepared_workers_import_jax_before_their_plan_is_there(host: Host, tmp_
     await_true(imported.exists, 10)
 
 
+def test_prepared_workers_import_what_their_script_does_first(host: Host) -> None:
+    host.module("early", "print('early', flush=True)")
+    host.module("late", "print('late', flush=True)")
+    host.program("import early\nprint('begins', flush=True)\nimport late")
+    host.prepare()
+    child = host.agent._early[0]
+    heard: list[dict[str, Any]] = []
+    assert child.attach(Hearing(heard))
+    await_true(lambda: {"ready": True} in heard, 30)
+    report = host.start(1)[0]
+    assert report["standby"] is False
+    assert [line for line in host.lines() if line in ("early", "begins", "late")] == [
+        "begins",
+        "late",
+    ]
+
+
+class Hearing:
+    """Keeps what a child says before it is a worker's."""
+
+    def __init__(self, heard: list[dict[str, Any]]) -> None:
+        self._heard = heard
+
+    def heard(self, message: dict[str, Any]) -> None:
+        self._heard.append(message)
+
+    def printed(self, data: bytes) -> None:
+        pass
+
+    def ended(self, code: int) -> None:
+        pass
+
+
+def test_prepared_worker_whose_early_imports_make_it_unfit_gives_way(host: Host) -> None:
+    host.module("nosy", "import jax; jax.devices()")
+    host.program("import nosy")
+    prepared = host.prepare()
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    await_true(lambda: os.waitid(os.P_PID, prepared[0], ended) is not None, 30)
+    host.start(1)
+    assert host.worker_pids() != prepared
+
+
 def test_prepared_worker_of_another_environment_is_not_used(host: Host) -> None:
     host.program("print('color', os.environ['COLOR'])")
     host.environ["COLOR"] = "red"

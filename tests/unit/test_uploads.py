@@ -241,3 +241,26 @@ def test_forked_child_writes_inline_and_its_flush_does_not_wait_for_the_parent()
     )
 
     assert (done.stdout, done.stderr) == ("0 True ['parent']\n", "")
+
+
+def test_entries_of_one_key_are_written_one_by_one_and_in_order(gate):
+    sizes: list[int] = []
+    gate_call = gate.__call__
+
+    def write(entry: Pending) -> bool:
+        done = gate_call(entry)
+        sizes.append(len(entry.payload))
+        return done
+
+    uploads = Uploads(write, threads=3)
+    for size_bytes in (1, 2, 3):
+        uploads.submit(pending("a", size_bytes))
+    uploads.submit(pending("b", 9))
+    for _ in range(2):  # one of each key
+        assert gate.entered.acquire(timeout=PATIENCE_S)
+    assert not gate.entered.acquire(timeout=0.1)
+
+    gate.open.set()
+    assert uploads.flush(PATIENCE_S) is True
+
+    assert [size for size in sizes if size != 9] == [1, 2, 3]

@@ -1,0 +1,100 @@
+"""Looks at every entry of a location, and takes out those that are of no use to anybody.
+
+An entry is sound if it verifies as the entry of the key that it names, under that key's name and,
+where there is a signing key, with a right signature. Readers check the same and compile anew where
+it fails, so what is found here has cost time and no result. Safe on a location in use: what a
+writer puts there meanwhile is left alone, since a deletion takes the generation that was looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from hotstart.cache.directory import DirectoryStore
+from hotstart.cache.entry import VERSION, decode_named
+from hotstart.cache.errors import AccessDenied, BadSignature, EntryError, Unsigned, WrongKey
+from hotstart.cache.eviction import is_entry
+from hotstart.cache.signing import UNSEALED, Seal
+from hotstart.cache.store import ObjectStat, Store
+
+PREFIX = f"entries/v{VERSION}/"
+Problem = Literal["damaged", "unsigned", "bad-signature", "misplaced"]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One object and what was found; `problem` is None where it is sound.
+
+    damaged: its bytes are not what was written. misplaced: a sound entry of another name, or an
+    object that has no business here. unsigned, bad-signature: where this host has a signing key.
+    deletion: None where it was not asked for; else whether it is gone, or why it is not.
+    """
+
+    name: str
+    size_bytes: int
+    problem: Problem | None = None
+    detail: str = ""
+    deletion: str | None = None
+
+
+def verify(
+    store: Store, seal: Seal = UNSEALED, *, delete: bool = False, threads: int = 8
+) -> Iterator[Looked]:
+    """Look at each object among the entries of this format's version, in order of name.
+
+    Reads all of them, each at once into memory, on `threads` threads; objects that go meanwhile
+    are left out. With `delete`, those that are not sound are deleted. Raises `StoreError`.
+    """
+    look = functools.partial(_look, store, seal, delete=delete)
+    with ThreadPoolExecutor(threads, thread_name_prefix="hotstart-verify") as pool:
+        waiting: deque[Future[Looked | None]] = deque()
+        for stat in store.list(PREFIX):
+            waiting.append(pool.submit(look, stat))
+            if len(waiting) >= 2 * threads:  # what is looked at is let go of before more is read
+                yield from filter(None, (waiting.popleft().result(),))
+        for looked in waiting:
+            yield from filter(None, (looked.result(),))
+
+
+def _look(store: Store, seal: Seal, stat: ObjectStat, *, delete: bool) -> Looked | None:
+    data = _read(store, stat)
+    if data is None:
+        return None
+    found = _judge(stat.name, data, seal)
+    if found is None:
+        return Looked(stat.name, len(data))
+    problem, detail = found
+    deletion = None
+    if delete:
+        try:
+            deletion = "gone" if store.delete(stat.name, stat.generation) else "replaced meanwhile"
+        except AccessDenied as error:
+            deletion = f"not deleted: {error}"
+    return Looked(stat.name, len(data), problem, detail, deletion)
+
+
+def _read(store: Store, stat: ObjectStat) -> bytes | None:
+    if isinstance(store, DirectoryStore):  # a look is no use, by which evictions go
+        return store.read_head(stat.name, stat.size_bytes + 1)
+    return store.get(stat.name)
+
+
+def _judge(name: str, data: bytes, seal: Seal) -> tuple[Problem, str] | None:
+    if not is_entry(name):
+        return "misplaced", "this is no name of an entry"
+    try:
+        decode_named(name.partition("~")[0], data, seal)
+    except Unsigned as error:
+        return "unsigned", str(error)
+    except BadSignature as error:
+        return "bad-signature", str(error)
+    except WrongKey as error:
+        return "misplaced", str(error)
+    except EntryError as error:
+        return "damaged", str(error)
+    return None

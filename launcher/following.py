@@ -1,0 +1,198 @@
+"""One attempt, followed from the start of its workers to its end.
+
+Events are taken until `classify` knows how it ended, strict mode refuses what its workers have in
+common, or the watchdog finds that it hangs; then what is left is stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hotstart.cache.config import CacheConfig
+from hotstart.launcher.ahead import Answers
+from hotstart.launcher.outcome import (
+    AgentLost,
+    GiveUp,
+    Outcome,
+    Restart,
+    WorkerExit,
+    classify,
+)
+from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
+from hotstart.launcher.watchdog import GangWatch, Stillness
+from hotstart.launcher.workers import Event, FirstStep, Output
+
+_LAST_WORDS_S = 1.0
+_PEER_GRACE_S = 1.0
+
+
+class Gang(Protocol):
+    """What the loop needs of `gang.Gang`; see there."""
+
+    lost: list[AgentLost]
+
+    def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
+    def fresh_coordinator(self) -> str | None: ...
+    def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
+    def go_on(self, attempt: int) -> None: ...
+    def events(self) -> Any: ...
+    def stacks(self) -> dict[int, str]: ...
+    def stop(self, grace_s: float, *, ask: bool) -> None: ...
+    def asked(self) -> Answers: ...
+    def finish(self) -> dict[int, dict[str, Any]]: ...
+    def drained(self) -> bool: ...
+    def flush(self, timeout_s: float) -> bool: ...
+    def take_stats(self) -> list[dict[str, Any]]: ...
+    def close(self) -> None: ...
+
+
+class Watcher(Protocol):
+    """Is told what happens, to show it."""
+
+    def attempt_started(self, attempt: int) -> None: ...
+    def output(self, output: Output) -> None: ...
+    def differs(self, attempt: int, difference: str) -> None: ...
+    def first_step(self, attempt: int, seconds: float) -> None: ...
+    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is recorded while an attempt is followed; none of it blocks.
+
+    all_stepped: takes the workers' reports when each has done a step.
+    differs: takes a stage of `preflight.py` and what differs there.
+    hung: takes the workers' stacks by process index; gives where they will be.
+    """
+
+    all_stepped: Callable[[Sequence[Mapping[str, Any]]], None]
+    differs: Callable[[str, Sequence[Mapping[str, Any]]], None]
+    hung: Callable[[Mapping[int, str]], str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended, whether all workers stepped, their reports, and what they asked for."""
+
+    outcome: Outcome
+    stepped: bool
+    reports: Mapping[int, Mapping[str, Any]]
+    gang: Gang
+    asked: Answers
+
+
+class Following:
+    """Follows one attempt, whose workers have been started."""
+
+    def __init__(
+        self,
+        gang: Gang,
+        plan: AttemptPlan,
+        decided_at: float,
+        *,
+        keep: Keep,
+        watcher: Watcher,
+        is_interrupted: Callable[[], bool],
+        stop_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._gang = gang
+        self._plan = plan
+        self._decided_at = decided_at
+        self._keep = keep
+        self._watcher = watcher
+        self._is_interrupted = is_interrupted
+        self._stop_s = stop_s
+        self._clock = clock
+        self._exits: list[WorkerExit] = []
+        self._stepped: dict[int, Mapping[str, Any]] = {}
+        self._preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
+        self._watch = GangWatch(plan.process_count, plan.limits)
+
+    def to_the_end(self) -> Ended:
+        """Block until it has ended and its workers have too."""
+        gang, outcome = self._gang, None
+        while outcome is None:
+            self._see_events()
+            judged = self._refused()
+            outcome = judged or self._classified()
+            if outcome is None:
+                outcome = judged = self._hung()
+        if outcome.kind != "done":
+            polite = outcome.kind == "interrupted"
+            gang.stop(self._stop_s if polite else _PEER_GRACE_S, ask=polite)
+        reports = gang.finish()
+        asked = gang.asked()  # now: the next attempt's start makes agents forget this one
+        deadline = self._clock() + _LAST_WORDS_S
+        while not gang.drained() and self._clock() < deadline:
+            self._see_events()
+        # A lost node may have been noticed only after the errors, or the hang, that it caused.
+        last = self._classified()
+        if last is not None and (judged is None or _explains(last, judged)):
+            outcome = last
+        return Ended(outcome, self._have_all_stepped, reports, gang, asked)
+
+    @property
+    def _have_all_stepped(self) -> bool:
+        return len(self._stepped) == self._plan.process_count
+
+    def _see_events(self) -> None:
+        for attempt, event in list(self._gang.events()):
+            if attempt == self._plan.attempt:
+                self._see(event)
+
+    def _see(self, event: Event) -> None:
+        match event:
+            case Output():
+                self._watcher.output(event)
+            case WorkerExit():
+                self._exits.append(event)
+                self._watch.ended(event.process_index)
+            case WorkerFacts():
+                self._compare(event)
+            case Stillness():
+                self._watch.heard(event)
+            case FirstStep():
+                self._stepped[event.process_index] = event.report
+                if self._have_all_stepped:
+                    seconds = self._clock() - self._decided_at
+                    self._watcher.first_step(self._plan.attempt, seconds)
+                    self._keep.all_stepped([self._stepped[i] for i in sorted(self._stepped)])
+
+    def _compare(self, facts: WorkerFacts) -> None:
+        found = self._preflight.heard(facts)
+        for difference in found:
+            self._watcher.differs(self._plan.attempt, str(difference))
+        if found:
+            self._keep.differs(facts.stage, [difference.to_json() for difference in found])
+        if self._preflight.lets_go_on(facts.stage):  # said again where a worker was replaced
+            self._gang.go_on(self._plan.attempt)
+
+    def _classified(self) -> Outcome | None:
+        interrupted = self._is_interrupted()
+        return classify(self._plan.process_count, self._exits, self._gang.lost, interrupted)
+
+    def _refused(self) -> Outcome | None:
+        refusal = self._preflight.refusal
+        if refusal is None:
+            return None
+        return Outcome("cache-required", f"strict mode: {refusal}", None)
+
+    def _hung(self) -> Outcome | None:
+        hang = self._watch.hang
+        if hang is None:
+            return None
+        reason, stacks = hang.reason, self._gang.stacks()
+        if stacks:
+            reason = f"{reason}; what each worker was doing: {self._keep.hung(stacks)}"
+        return Outcome("failed", reason, hang.process_index)
+
+
+def _explains(last: Outcome, judged: Outcome) -> bool:
+    return judged.kind == "failed" and last.kind == "preempted"
