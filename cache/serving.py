@@ -162,13 +162,11 @@ class Serving:
         return executable
 
     def _end(self, scope: Scope) -> None:
+        hit = scope.hit
+        saved = {} if hit is None else {"hits": 1, "saved_s": hit.meta.compile_s}
+        self._counters.add(in_flight=-1, requests=1, **saved)  # first: nothing may leave it open
         for key in scope.asked:
             self._cache.done(key)
-        hit = scope.hit
-        if hit is None:
-            self._counters.add(in_flight=-1, requests=1)
-        else:
-            self._counters.add(in_flight=-1, requests=1, hits=1, saved_s=hit.meta.compile_s)
         request = scope.summary()
         if request is not None:
             self.requests.add(request)

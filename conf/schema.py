@@ -90,7 +90,7 @@ class TimeoutSection:
     distributed_s: float = field(default=300.0, metadata={"above": 0})
     stop_s: float = field(default=3.0, metadata={"at_least": 0})
     step_s: float | None = field(default=None, metadata={"above": 0})
-    compile_s: float | None = field(default=7200.0, metadata={"above": 0})
+    compile_s: float | None = field(default=14400.0, metadata={"above": 0})
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,14 @@ class HostWatch:
         self._over.set()
 
     def _run(self) -> None:
+        looked_s = time.monotonic()
         while not self._over.wait(self._interval_s):
+            now_s = time.monotonic()
+            late_s, looked_s = now_s - looked_s - self._interval_s, now_s
             for worker, watch in self._watched:
-                said = watch.look(worker.report, time.monotonic())
+                if late_s > self._interval_s:
+                    watch.forgive(late_s)
+                said = watch.look(worker.report, now_s)
                 if said is not None:
                     self._emit(said)
 

@@ -67,6 +67,10 @@ class WorkerWatch:
         self._since_s = 0.0
         self._is_still = False
 
+    def forgive(self, seconds: float) -> None:
+        """Time in which the agent itself stood still does not count."""
+        self._since_s += seconds
+
     def look(self, report: Mapping[str, Any], now_s: float) -> Stillness | None:
         """What is to be told of a worker whose latest report this is; None where nothing is new."""
         phases, cache = report.get("phases", {}), report.get("cache", {})

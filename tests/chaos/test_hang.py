@@ -51,6 +51,7 @@ STEPS = """
                 wait_for_ever()
             if hangs == "compiling":
                 jax.jit(endless)(1.0)
+            print("waits", flush=True)
             while hangs == "stopped":
                 time.sleep(0.1)
         context.step(number)
@@ -113,6 +114,7 @@ def test_hang_is_explained_and_restarted(here: Site, hangs: str, option: str, wh
 def test_hang_of_a_stopped_worker_keeps_what_the_others_do_and_is_restarted(here: Site) -> None:
     launched = here.start_launch("job.yaml", "env={HANGS: stopped}", "timeouts.step_s=3", "--json")
     pids = wait_for_step(launched, 1, workers=2)
+    launched.wait_for(r"^\[1\] waits")  # no more inside a compilation, which may take longer
     os.kill(pids[1].worker, signal.SIGSTOP)
     finished = launched.wait()
     assert finished.exit_code == 0, finished.shown

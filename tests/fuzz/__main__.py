@@ -59,7 +59,8 @@ def fuzz(name: str, seconds: int, seed: int) -> tuple[int, bool]:
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
         ran = subprocess.run(
             [
-                *(sys.executable, "-c", _RUN, name, str(corpus), f"-dict={words}"),
+                *(sys.executable, "-c", _RUN, name, str(corpus)),
+                *([f"-dict={words}"] if target.words else []),
                 *(f"-max_total_time={seconds}", f"-seed={seed}", "-max_len=8192"),
                 *("-timeout=30", "-rss_limit_mb=4096", "-print_final_stats=1"),
                 f"-artifact_prefix={folder}/",

@@ -69,6 +69,14 @@ def test_watch_worker_in_a_request_may_take_as_long_as_a_compilation() -> None:
     assert told(STEP, *looks) == [None, None, None]
 
 
+def test_watch_time_in_which_its_agent_stood_still_does_not_count() -> None:
+    watch = WorkerWatch(3, "host", STEP)
+    assert watch.look(report(5), 0.0) is None
+    watch.forgive(50.0)
+    assert watch.look(report(5), 109.0) is None
+    assert watch.look(report(5), 110.0) is not None
+
+
 def test_watch_worker_before_user_code_is_never_still() -> None:
     early = report(user=False)
     assert told(BOTH, (0.0, early), (1e6, early)) == [None, None]
