@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def fuzz(name: str, seconds: int, seed: int) -> tuple[int, bool]:
                 *("-timeout=30", "-rss_limit_mb=4096", "-print_final_stats=1"),
                 f"-artifact_prefix={folder}/",
             ],
+            env={**os.environ, "TMPDIR": folder},  # it ends without cleaning up
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -224,8 +224,7 @@ _PLAN = WorkerPlan(
 
 def _cache() -> AgentCache:
     cache = AgentCache("127.0.0.1")
-    folder = tempfile.mkdtemp(prefix="hs-fuzz-")
-    config = CacheConfig(f"{folder}/cache", max_size_bytes=None)
+    config = CacheConfig(f"{_FOLDER.name}/cache", max_size_bytes=None)
     cache.open(config, Seat(0), lambda host, key, digest: None)  # type: ignore[arg-type]
     cache.begin(1, {0: lambda message: None})
     return cache
@@ -294,6 +293,7 @@ def _lines(messages: tuple[Any, ...]) -> bytes:
     return b"\n".join(json.dumps(message).encode() for message in messages) + b"\n"
 
 
+_FOLDER = tempfile.TemporaryDirectory(prefix="hs-fuzz-")  # removed as Python ends
 _CACHE = _cache()
 TARGETS = {
     "entry": Target(entry, (_ENTRY, _SEALED)),
