@@ -93,7 +93,7 @@ class DirectoryStore:
         """The object's first bytes, or None where there is none. It does not count as used."""
         path = self._path(name)
         try:
-            with path.open("rb", buffering=0) as file:
+            with path.open("rb") as file:  # buffered: one read(2) gives 2 GiB at most
                 return file.read(size_bytes)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None

@@ -17,13 +17,21 @@ from typing import Literal
 
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import VERSION, decode_named
-from hotstart.cache.errors import AccessDenied, BadSignature, EntryError, Unsigned, WrongKey
+from hotstart.cache.errors import (
+    BadSignature,
+    EntryError,
+    StoreError,
+    StoreMissing,
+    Unsigned,
+    WrongKey,
+)
 from hotstart.cache.eviction import is_entry
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
 
 PREFIX = f"entries/v{VERSION}/"
-Problem = Literal["damaged", "unsigned", "bad-signature", "misplaced"]
+Problem = Literal["damaged", "unsigned", "bad-signature", "misplaced", "unreadable"]
+_DELETED = ("damaged", "misplaced")
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class Looked:
     """One object and what was found; `problem` is None where it is sound.
 
     damaged: its bytes are not what was written. misplaced: a sound entry of another name, or an
-    object that has no business here. unsigned, bad-signature: where this host has a signing key.
+    object that has no business here. unsigned, bad-signature: for the keys of this host and this
+    spelling of the location, so never deleted: others may rightly use them. unreadable: it may be
+    sound.
     deletion: None where it was not asked for; else whether it is gone, or why it is not.
     """
 
@@ -48,7 +58,8 @@ def verify(
     """Look at each object among the entries of this format's version, in order of name.
 
     Reads all of them, each at once into memory, on `threads` threads; objects that go meanwhile
-    are left out. With `delete`, those that are not sound are deleted. Raises `StoreError`.
+    are left out. With `delete`, what is damaged or misplaced is deleted, but for an entry that has
+    a replacement under a further name: readers find that only past it. Raises `StoreError`.
     """
     look = functools.partial(_look, store, seal, delete=delete)
     with ThreadPoolExecutor(threads, thread_name_prefix="hotstart-verify") as pool:
@@ -62,20 +73,31 @@ def verify(
 
 
 def _look(store: Store, seal: Seal, stat: ObjectStat, *, delete: bool) -> Looked | None:
-    data = _read(store, stat)
+    try:
+        data = _read(store, stat)
+    except StoreMissing:
+        raise
+    except StoreError as error:
+        return Looked(stat.name, stat.size_bytes, "unreadable", str(error))
     if data is None:
         return None
     found = _judge(stat.name, data, seal)
     if found is None:
         return Looked(stat.name, len(data))
     problem, detail = found
-    deletion = None
-    if delete:
-        try:
-            deletion = "gone" if store.delete(stat.name, stat.generation) else "replaced meanwhile"
-        except AccessDenied as error:
-            deletion = f"not deleted: {error}"
+    deletion = _delete(store, stat) if delete and problem in _DELETED else None
     return Looked(stat.name, len(data), problem, detail, deletion)
+
+
+def _delete(store: Store, stat: ObjectStat) -> str:
+    base, _, number = stat.name.partition("~")
+    further = f"{base}~{int(number or 0) + 1}" if number.isdecimal() or not number else None
+    try:
+        if further is not None and store.stat(further) is not None:
+            return f"kept: readers go by it to {further}"
+        return "gone" if store.delete(stat.name, stat.generation) else "replaced meanwhile"
+    except StoreError as error:
+        return f"not deleted: {error}"
 
 
 def _read(store: Store, stat: ObjectStat) -> bytes | None:

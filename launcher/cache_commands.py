@@ -27,7 +27,9 @@ def cache() -> None:
                "Exit codes:\n  0  all entries are sound, or those that are not were deleted\n"
                "  1  some are not\n  2  the location can't be read\n")  # fmt: skip
 @click.argument("location", metavar="LOCATION")
-@click.option("--delete", is_flag=True, help="Delete what is not sound; it is compiled anew.")
+@click.option(
+    "--delete", is_flag=True, help="Delete what is damaged or misplaced; it is compiled anew."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 def verify(location: str, delete: bool, as_json: bool) -> None:
     """Read every entry of LOCATION and check it: digest, key, name and signature.
@@ -69,7 +71,7 @@ def verify(location: str, delete: bool, as_json: bool) -> None:
             done = f" ({looked.deletion})" if looked.deletion else ""
             click.echo(f"  {looked.problem}: {looked.name}: {looked.detail}{done}")
         if left and not delete:
-            click.echo("they are never loaded; take them out with --delete")
+            click.echo("--delete takes out what is damaged or misplaced")
     sys.exit(_PROBLEMS if left else 0)
 
 

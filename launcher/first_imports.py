@@ -2,8 +2,8 @@
 
 Up to its first statement that is no import, importing the same modules ahead, in the same order,
 changes nothing but the time. A module of the program's own may do what later imports go by, so the
-first of these ends it too. Of `from a import b` both `a` and `a.b` are named: the latter is often a
-module, and an import of it fails where it is none.
+first of these ends it too. Of `from a import b` only `a` is named: `a.b` may be a
+module and something else that `a` has by that name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def _names_in(statement: ast.Import | ast.ImportFrom) -> Iterator[str]:
         return
     assert statement.module is not None  # of level 0
     yield statement.module
-    yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
 
 
 def _is_own(name: str, path: Sequence[str]) -> bool:

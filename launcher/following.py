@@ -195,4 +195,4 @@ class Following:
 
 
 def _explains(last: Outcome, judged: Outcome) -> bool:
-    return judged.kind == "failed" and last.kind == "preempted"
+    return judged.kind == "failed" and last.kind in ("preempted", "done", "cache-required")

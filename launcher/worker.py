@@ -92,6 +92,8 @@ def main() -> None:
         required = _cache_required(error)
         if required is not None:  # the launcher says so, once for all workers
             channel.send({"cache_required": str(required)})
+            if required is not error:
+                print_traceback(error)
             failed_exit.code = EXIT_CACHE_REQUIRED
             sys.exit(EXIT_CACHE_REQUIRED)
         print_traceback(error)

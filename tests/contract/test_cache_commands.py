@@ -47,7 +47,7 @@ def test_verify_command_tells_deletes_and_is_clean_then(location: str) -> None:
     assert first.stdout == (
         f"{location}: 2 entries, {size_bytes} bytes: 1 sound, 1 not\n"
         f"  damaged: {name}: {what}\n"
-        "they are never loaded; take them out with --delete\n"
+        "--delete takes out what is damaged or misplaced\n"
     )
     deleted = verify(location, "--delete")
     assert deleted.exit_code == 0

@@ -9,6 +9,8 @@ import pytest
 
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import EntryMeta, encode, entry_name
+from hotstart.cache.errors import AccessDenied
+from hotstart.cache.repair import find_entry
 from hotstart.cache.signing import UNSEALED, Key, Keyring, Seal
 from hotstart.cache.store import Store, open_store
 from hotstart.cache.verify import Looked, verify
@@ -96,6 +98,36 @@ def test_verify_with_a_key_finds_what_it_refuses(store: Store) -> None:
     expected = {name: "bad-signature" for name in NAMES[2:5]} | {NAMES[1]: "unsigned"}
     assert problems(list(verify(store, seal))) == expected
     assert set(problems(list(verify(store)))) == {NAMES[4]}
+
+
+def test_verify_with_delete_keeps_a_bad_entry_that_leads_to_its_replacement(store: Store) -> None:
+    store.create(NAMES[0], b"bad")
+    store.create(f"{NAMES[0]}~1", entry(0))
+    looked = [one for one in verify(store, delete=True) if one.problem]
+    assert [one.deletion for one in looked] == [f"kept: readers go by it to {NAMES[0]}~1"]
+    found = find_entry(store, KEYS[0]).entry
+    assert found is not None
+
+
+def test_verify_with_delete_leaves_what_only_lacks_a_signature(store: Store) -> None:
+    store.create(NAMES[0], entry(0))
+    [looked] = verify(store, Seal(Keyring((OURS,)), store.url), delete=True)
+    assert (looked.problem, looked.deletion) == ("unsigned", None)
+    assert store.get(NAMES[0]) == entry(0)
+
+
+def test_verify_goes_on_past_an_object_that_can_not_be_read() -> None:
+    class Denied(MemoryStore):
+        def get(self, name: str) -> bytes | None:
+            if name == NAMES[1]:
+                raise AccessDenied("not yours")
+            return super().get(name)
+
+    store = Denied()
+    for index in range(3):
+        store.create(NAMES[index], entry(index))
+    assert problems(list(verify(store, delete=True))) == {NAMES[1]: "unreadable"}
+    assert len(list(store.list(""))) == 3
 
 
 def test_verify_leaves_a_successor_alone() -> None:

@@ -18,7 +18,7 @@ SCRIPTS = {
     ),
     "names of a package": (
         "from flax import nnx\nfrom jax.sharding import Mesh, NamedSharding\n",
-        ("flax", "flax.nnx", "jax.sharding", "jax.sharding.Mesh", "jax.sharding.NamedSharding"),
+        ("flax", "jax.sharding"),
     ),
     "one named twice": ("import os\nimport sys\nimport os\n", ("os", "sys")),
     "a setting between them": ("import os\nos.environ['A'] = '1'\nimport optax\n", ("os",)),
@@ -29,7 +29,7 @@ SCRIPTS = {
     "a package of its own": ("import os\nfrom layers.dense import Dense\nimport optax\n", ("os",)),
     "a folder without code": ("import plain\nimport optax\n", ("plain", "optax")),
     "a relative import": ("import os\nfrom . import model\nimport optax\n", ("os",)),
-    "everything of a module": ("from os import *\n", ("os", "os.*")),
+    "everything of a module": ("from os import *\n", ("os",)),
     "no Python": ("import os\nimport (\n", ()),
     "nothing": ("", ()),
 }
