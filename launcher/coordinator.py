@@ -99,14 +99,14 @@ class _Desk:
         self._token = token.encode()
         self._claims = Claims()
         self._members: dict[int, _Connection] = {}
-        self._open: set[_Connection] = set()
+        self._open: dict[_Connection, None] = {}  # a set has no order of its own
         self._unsent: list[_Connection] = []
 
     def opened(self, connection: _Connection) -> None:
-        self._open.add(connection)
+        self._open[connection] = None
 
     def closed(self, connection: _Connection) -> None:
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         member = connection.member
         if member is not None and self._members.get(member) is connection:
             del self._members[member]

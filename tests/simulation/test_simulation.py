@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def test_seed_replays_exactly(scenario: str) -> None:
     first, second = (simulate("--seed", str(seed), "--trace") for _ in range(2))
     assert first.stdout.endswith("all invariants hold\n")
     assert first.stdout == second.stdout
+
+
+def test_seeds_that_follow_each_other_replay_exactly() -> None:
+    first, second = (simulate("--seeds", "60").stdout for _ in range(2))
+    assert re.sub(r" [0-9.]+ s;", "", first) == re.sub(r" [0-9.]+ s;", "", second)
 
 
 def violations(scenario: str, most: int = 150) -> Iterator[str]:
