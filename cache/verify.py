@@ -26,6 +26,7 @@ from hotstart.cache.errors import (
     WrongKey,
 )
 from hotstart.cache.eviction import is_entry
+from hotstart.cache.repair import all_names
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
 
@@ -90,14 +91,19 @@ def _look(store: Store, seal: Seal, stat: ObjectStat, *, delete: bool) -> Looked
 
 
 def _delete(store: Store, stat: ObjectStat) -> str:
-    base, _, number = stat.name.partition("~")
-    further = f"{base}~{int(number or 0) + 1}" if number.isdecimal() or not number else None
+    names = all_names(_place_of(stat.name))
+    further = next((name for name in names if name > stat.name), None)
     try:
         if further is not None and store.stat(further) is not None:
             return f"kept: readers go by it to {further}"
         return "gone" if store.delete(stat.name, stat.generation) else "replaced meanwhile"
     except StoreError as error:
         return f"not deleted: {error}"
+
+
+def _place_of(name: str) -> str:
+    """Where an entry under this name, or a further one, belongs."""
+    return name.partition("~")[0]
 
 
 def _read(store: Store, stat: ObjectStat) -> bytes | None:
@@ -110,7 +116,7 @@ def _judge(name: str, data: bytes, seal: Seal) -> tuple[Problem, str] | None:
     if not is_entry(name):
         return "misplaced", "this is no name of an entry"
     try:
-        decode_named(name.partition("~")[0], data, seal)
+        decode_named(_place_of(name), data, seal)
     except Unsigned as error:
         return "unsigned", str(error)
     except BadSignature as error:

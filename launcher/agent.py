@@ -40,7 +40,7 @@ from hotstart.launcher.preflight import (
     agents_read,
     facts_from,
 )
-from hotstart.launcher.standby_pool import StandbyPool
+from hotstart.launcher.standby_pool import StandbyPool, import_order
 from hotstart.launcher.store_check import check_readable
 from hotstart.launcher.workers import Event, WorkerProcess
 
@@ -109,7 +109,7 @@ class Agent:
         attempt = _settle_node_dir(attempt)
         program = attempt.program
         modules = first_imports(program.script, program.path) if attempt.standby else ()
-        order = {"program": dataclasses.asdict(program), "modules": modules}
+        order = import_order(program, modules)
         with self._starting:
             for local, index in enumerate(processes if self._attempt is None else ()):
                 environ = compose_environ(WorkerPlan(index, local, 0.0, attempt), self._environ)
@@ -172,8 +172,7 @@ class Agent:
         With `ask`, user code gets SIGTERM and may end by itself meanwhile; without, the workers
         only flush what is on its way to the store.
         """
-        self._let_output_go()
-        self._watch.close()
+        self._begin_to_end()
         if ask:  # the run is over
             self._standbys.close()
         else:
@@ -193,8 +192,7 @@ class Agent:
         With them the cursor behind the attempt's last event. Logs that could not be written into
         the run's folder are stored there now.
         """
-        self._let_output_go()
-        self._watch.close()
+        self._begin_to_end()
         for worker in self._workers:
             worker.drain(1.0)
         reports = {w.plan.process_index: w.report for w in self._workers if w.report}
@@ -203,8 +201,7 @@ class Agent:
 
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""
-        self._let_output_go()
-        self._watch.close()
+        self._begin_to_end()
         self._standbys.close()
         for child in self._early.values():
             child.discard()
@@ -273,8 +270,9 @@ class Agent:
         for index in processes:
             self._emit(attempt.attempt, WorkerFacts(index, socket.gethostname(), "store", says))
 
-    def _let_output_go(self) -> None:
+    def _begin_to_end(self) -> None:
         """Workers that are to end must not wait for the driver to take their output."""
+        self._watch.close()
         if self._attempt is not None:
             self._queue.open(self._attempt.attempt)
 

@@ -2,13 +2,14 @@
 
 Up to its first statement that is no import, importing the same modules ahead, in the same order,
 changes nothing but the time. A module of the program's own may do what later imports go by, so the
-first of these ends it too. Of `from a import b` only `a` is named: `a.b` may be a
-module and something else that `a` has by that name.
+first of these ends it too. Of `from a import b` only `a` is named: `a.b` may be a module and
+something else that `a` has by that name.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -34,7 +35,7 @@ def first_imports(script: str | None, path: Sequence[str]) -> tuple[str, ...]:
                 found = list(_names_in(statement))
             case _:
                 break
-        if any(_is_own(name, path) for name in found):
+        if any(is_own(name.partition(".")[0], path) for name in found):
             break
         names |= dict.fromkeys(found)
     return tuple(names)
@@ -48,6 +49,9 @@ def _names_in(statement: ast.Import | ast.ImportFrom) -> Iterator[str]:
     yield statement.module
 
 
-def _is_own(name: str, path: Sequence[str]) -> bool:
-    found = PathFinder.find_spec(name.partition(".")[0], list(path))
-    return found is not None and found.loader is not None  # a folder without code is no module
+def is_own(name: str, path: Sequence[str]) -> bool:
+    """Whether the program has a top-level module of its own by this name, where its `path` is."""
+    found = PathFinder.find_spec(name, list(path))
+    for folder in path:
+        sys.path_importer_cache.pop(folder, None)
+    return found is not None and found.loader is not None  # a folder without code gives way

@@ -24,12 +24,12 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterator, Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hotstart.launcher.channel import Channel
+from hotstart.launcher.first_imports import is_own
 from hotstart.launcher.plan import Program
 from hotstart.launcher.worker_facts import installed
 
@@ -198,11 +198,7 @@ class _Origins:
             return True
         if "." in name:
             return False
-        found = PathFinder.find_spec(name, list(self._program.path))
-        for folder in self._program.path:
-            sys.path_importer_cache.pop(folder, None)
-        # A folder without code gives way to a real package further on.
-        return found is not None and found.loader is not None
+        return is_own(name, self._program.path)
 
 
 def _file_of(name: str, module: object) -> str | None:

@@ -13,12 +13,12 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hotstart.launcher.child import Child
 from hotstart.launcher.environ import is_same_environ, split_environ
-from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.plan import AttemptPlan, Program
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ class StandbyPool:
         if self._kept.get(index) is not standby:
             child.kill()
             return
-        order = {"program": dataclasses.asdict(attempt.program), "modules": modules}
-        child.channel.send({"standby": order})
+        child.channel.send({"standby": import_order(attempt.program, modules)})
 
     def _ended(self, standby: _Standby, code: int) -> None:
         with self._lock:
@@ -156,6 +155,11 @@ class StandbyPool:
         logger.warning("the standby of process %d: %s%s", standby.index, why, said and f"\n{said}")
         if not standby.ready:
             self._keep(standby.attempt, standby.index)
+
+
+def import_order(program: Program, modules: Sequence[str]) -> dict[str, Any]:
+    """What `standby.stand_by` goes by: modules to import ahead, in order, for this program."""
+    return {"program": dataclasses.asdict(program), "modules": modules}
 
 
 class _Standby:

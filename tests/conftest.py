@@ -10,6 +10,7 @@ import pytest
 from tests.support.gcs_emulator import GcsEmulator, create_bucket, gcs_emulator
 from tests.support.gcs_proxy import GcsProxy, gcs_proxy
 from tests.support.hosts import Hosts, hosts
+from tests.support.launch import RayNodes, ray_nodes
 
 
 @pytest.fixture(scope="session")
@@ -46,4 +47,11 @@ def bucket(proxy: GcsProxy) -> str:
 def two(_session_proxy: GcsProxy) -> Iterator[Hosts]:
     """Two hosts whose bucket is behind the proxy."""
     with hosts(2, {"STORAGE_EMULATOR_HOST": _session_proxy.url}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """A Ray cluster of one raylet with two CPUs."""
+    with ray_nodes(1, cpus=2) as running:
         yield running

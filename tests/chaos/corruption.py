@@ -25,10 +25,11 @@ from typing import Any
 
 import pytest
 
-from hotstart.cache.entry import EntryMeta, decode_named, encode, entry_name
+from hotstart.cache.entry import EntryMeta, decode, decode_named, encode
 from hotstart.cache.errors import EntryError
 from hotstart.cache.store import Store, open_store
 from tests.chaos.campaigns import Row, write_campaign
+from tests.support.entries import key_in
 from tests.support.gcs_emulator import gcs_emulator
 
 _ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def age(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 def gut(rng: random.Random, data: bytes, other: bytes) -> bytes:
     """A sound entry, of this key, of a payload that JAX can't unpack."""
-    entry = decode_named(_name_of(data), data)
+    entry = decode(key_in(data), data)
     payload = bytes(entry.payload)
     return encode(entry.key, payload[: rng.randrange(len(payload) // 2)], EntryMeta())
 
@@ -263,11 +264,6 @@ def _is_replaced(store: Store, name: str, spoilt: bytes) -> bool:
     except EntryError:
         return False
     return True
-
-
-def _name_of(data: bytes) -> str:
-    header_size = int.from_bytes(data[10:14], "big")
-    return entry_name(json.loads(data[22 : 22 + header_size])["key"])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import RayNodes, Site, ray_nodes, wait_for_step
+from tests.support.launch import RayNodes, Site, wait_for_step
 
 pytestmark = pytest.mark.chaos
 
@@ -58,12 +58,6 @@ STEPS = """
         print("step", number, flush=True)
         multihost_utils.sync_global_devices(f"step {number}")
 """
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    with ray_nodes(1, cpus=2) as running:
-        yield running
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from tests.support.launch import (
     await_true,
     is_running,
     pids_in,
-    ray_nodes,
     wait_for_step,
 )
 from tests.support.standbys import idle_standbys
@@ -57,12 +56,6 @@ LOSSES = """
         while number == 3 and attempt == 1 and "CALM" not in os.environ:
             time.sleep(0.05)
 """
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    with ray_nodes(1, cpus=2) as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 
 from hotstart.cache.errors import StoreMissing
 from hotstart.cache.store import Store, open_store
-from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.contract
 
@@ -28,15 +27,6 @@ ODD_NAMES = [
     "trailing. /~tilde/+plus/[x]{y}",
     "gs::odd/gs:/also",
 ]
-
-
-@pytest.fixture(params=["memory", "directory", "gcs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "memory":
-        return MemoryStore()
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    return open_store(request.getfixturevalue("bucket") + "/some/prefix")
 
 
 def created_generation(store: Store, name: str, data: bytes) -> int:

@@ -12,7 +12,7 @@ from hotstart.cache.entry import EntryMeta, encode, entry_name
 from hotstart.cache.errors import AccessDenied
 from hotstart.cache.repair import find_entry
 from hotstart.cache.signing import UNSEALED, Key, Keyring, Seal
-from hotstart.cache.store import Store, open_store
+from hotstart.cache.store import Store
 from hotstart.cache.verify import Looked, verify
 from tests.support.memory_store import MemoryStore
 
@@ -21,15 +21,6 @@ pytestmark = pytest.mark.contract
 KEYS = [f"jit_step-{digit * 64}" for digit in "abcdef"]
 NAMES = [entry_name(key) for key in KEYS]
 OURS, OTHER = Key(b"\x01" * 32), Key(b"\x02" * 32)
-
-
-@pytest.fixture(params=["memory", "directory", "gcs"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "memory":
-        return MemoryStore()
-    if request.param == "directory":
-        return open_store(str(tmp_path / "store"))
-    return open_store(request.getfixturevalue("bucket") + "/cache")
 
 
 def entry(index: int, seal: Seal = UNSEALED) -> bytes:

@@ -22,7 +22,6 @@ from tests.support.launch import (
     RayNodes,
     Site,
     await_true,
-    ray_nodes,
     site,
 )
 from tests.support.plain_gang import PlainGang
@@ -117,12 +116,6 @@ class Lab:
         """The files of the cache's location."""
         root = self.site.folder / "cache"
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    with ray_nodes(1, cpus=2) as running:
-        yield running
 
 
 @pytest.fixture

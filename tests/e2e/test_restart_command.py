@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import Finished, RayNodes, Site, ray_nodes
+from tests.support.launch import Finished, RayNodes, Site
 
 pytestmark = pytest.mark.e2e
 
@@ -30,12 +30,6 @@ JOB = """
     restarts: {failures: 0}
     cache: {mode: "off"}
 """
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    with ray_nodes(1, cpus=2) as running:
-        yield running
 
 
 @pytest.fixture

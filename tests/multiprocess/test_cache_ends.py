@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hotstart.cache.entry import decode
+from tests.support.entries import key_in
 from tests.support.plain_gang import find_free_port
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
@@ -89,8 +90,7 @@ def terminate_when_ready(process: subprocess.Popen[str]) -> tuple[int, str]:
 def assert_step_is_stored(location: Path) -> None:
     (path,) = (location / "entries" / "v1").glob("*-jit_step")
     data = path.read_bytes()
-    header = data[22 : 22 + int.from_bytes(data[10:14], "big")]
-    decode(json.loads(header)["key"], data)
+    decode(key_in(data), data)
 
 
 @pytest.mark.parametrize(

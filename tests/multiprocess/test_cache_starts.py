@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hotstart.cache.entry import EntryMeta, decode, encode
+from tests.support.entries import key_in
 from tests.support.jax_lab import JaxLab, jax_lab
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
@@ -34,9 +33,7 @@ def entries(location: Path) -> dict[str, Path]:
 
 
 def key_of(path: Path) -> str:
-    data = path.read_bytes()
-    (header_size,) = struct.unpack_from(">I", data, 10)
-    return json.loads(data[22 : 22 + header_size])["key"]
+    return key_in(path.read_bytes())
 
 
 def assert_sound(path: Path) -> None:

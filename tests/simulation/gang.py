@@ -23,16 +23,16 @@ from hotstart.launcher.upstream import Upstream
 from tests.simulation.agents import Acknowledged, Agent, Cluster, Meeting, manifest_of
 from tests.simulation.checks import Checks, watched_leases
 from tests.simulation.coordinator_host import SimCoordinator, running_loop
-from tests.simulation.jax_like import CompileError, JaxLike, Program
+from tests.simulation.jax_like import CompileError, JaxLike
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import SHUT_RDWR, Network, SimChannel
 from tests.simulation.primitives import Pool
+from tests.simulation.scene import FLUSH_S, some_node, some_programs
 from tests.simulation.seams import Names
-from tests.simulation.stores import Bucket, NodeDirectory, SimStore, spoil
+from tests.simulation.stores import Bucket, NodeDirectory, SimStore
 from tests.simulation.world import SimProcess, World
 
 QUIET_AFTER_S = 300.0
-FLUSH_S = 120.0
 _ATTEMPTS = 8
 
 
@@ -46,19 +46,7 @@ class GangScenario:
         self.checks = Checks(world, self.bucket)
         self.network = Network(world)
         self._nodes: dict[str, Bucket] = {}
-        self._programs = [
-            Program(
-                f"program{number}",
-                compile_s=rng.choice((0.2, 5.0, 60.0)),
-                stored=rng.random() > 0.1,
-                raises=0.5 if rng.random() < 0.05 else 0.0,
-            )
-            for number in range(rng.choice((1, 1, 2, 3)))
-        ]
-        for program in self._programs:
-            self.checks.add_key(program.key, stored=program.stored and not program.raises)
-            if rng.random() < world.what_fails.spoiled:
-                spoil(world, self.bucket, program.key)
+        self._programs = some_programs(world, self.bucket, self.checks, raising=0.05)
         self._read_ahead = rng.random() < 0.4
         self._nemesis = Nemesis(world, self.bucket, self.network.cut)
 
@@ -97,9 +85,7 @@ class GangScenario:
             hosts = [world.add_host() for _ in range(rng.choice((1, 2, 3)))]
             clusters.append(Cluster(f"job{number}", hosts, rng.choice((1, 2))))
         for host in world.hosts:
-            node = self._nodes[host.name] = Bucket(world, "node")
-            if rng.random() < world.what_fails.spoiled:
-                spoil(world, node, rng.choice(self._programs).key)
+            self._nodes[host.name] = some_node(world, self._programs)
         world.scheduler.at(QUIET_AFTER_S, self._be_quiet)
         for cluster in clusters:
             world.harness.spawn(cluster.name, functools.partial(self._drive, cluster))

@@ -13,13 +13,13 @@ from hotstart.cache.guarded import GuardedStore
 from hotstart.cache.lease_resolver import LeaseResolver
 from hotstart.cache.shared import SharedCache, Tiers
 from tests.simulation.checks import Checks, watched_leases
-from tests.simulation.jax_like import CompileError, JaxLike, Program
+from tests.simulation.jax_like import CompileError, JaxLike
 from tests.simulation.nemesis import Nemesis
-from tests.simulation.stores import Bucket, NodeDirectory, SimStore, spoil
+from tests.simulation.scene import FLUSH_S, some_node, some_programs
+from tests.simulation.stores import Bucket, NodeDirectory, SimStore
 from tests.simulation.world import Host, SimProcess, World
 
 QUIET_AFTER_S = 300.0
-FLUSH_S = 120.0
 _STARTS = 12
 
 
@@ -27,25 +27,12 @@ class Solo:
     """The scenario; `run` is its main task."""
 
     def __init__(self, world: World) -> None:
-        rng = world.rng
         self.world = world
         self.bucket = Bucket(world, "bucket")
         self.checks = Checks(world, self.bucket)
         self._finished: set[str] = set()
         self._nodes: dict[str, Bucket] = {}
-        self._programs = [
-            Program(
-                f"program{number}",
-                compile_s=rng.choice((0.2, 5.0, 60.0)),
-                stored=rng.random() > 0.1,
-                raises=0.5 if rng.random() < 0.1 else 0.0,
-            )
-            for number in range(rng.choice((1, 1, 2, 3)))
-        ]
-        for program in self._programs:
-            self.checks.add_key(program.key, stored=program.stored and not program.raises)
-            if rng.random() < world.what_fails.spoiled:
-                spoil(world, self.bucket, program.key)
+        self._programs = some_programs(world, self.bucket, self.checks, raising=0.1)
         self._nemesis = Nemesis(world, self.bucket)
 
     def seams(self) -> list[tuple[str, str, Any]]:
@@ -57,9 +44,7 @@ class Solo:
         world, rng = self.world, self.world.rng
         hosts = [world.add_host() for _ in range(rng.choice((1, 2, 3)))]
         for host in hosts:
-            node = self._nodes[host.name] = Bucket(world, "node")
-            if rng.random() < world.what_fails.spoiled:
-                spoil(world, node, rng.choice(self._programs).key)
+            self._nodes[host.name] = some_node(world, self._programs)
         world.scheduler.at(QUIET_AFTER_S, self._be_quiet)
         slots = [rng.choice(hosts) for _ in range(rng.choice((2, 3, 4)))]
         running = [self._start(host, rng.expovariate(1 / 3)) for host in slots]
