@@ -51,6 +51,7 @@ STEPS = """
                 wait_for_ever()
             if hangs == "compiling":
                 jax.jit(endless)(1.0)
+            time.sleep(1)  # its last report, sent each 0.1 s, must not be of a compilation
             print("waits", flush=True)
             while hangs == "stopped":
                 time.sleep(0.1)
