@@ -19,6 +19,7 @@ from hotstart.cache.errors import EntryError
 from hotstart.cache.lease_view import Lease, lease_name
 from hotstart.cache.leases import StoreLeases
 from hotstart.cache.repair import entry_names
+from tests.simulation.lease_checks import LeaseChecks
 from tests.simulation.stores import Bucket
 from tests.simulation.world import SimProcess, World
 
@@ -74,6 +75,7 @@ class Checks:
         self.keys: dict[str, str] = {}
         self.unstored: set[str] = set()
         self._claims: dict[tuple[str, bytes], int] = {}
+        self._leases = LeaseChecks(world, bucket, self.believed)
         bucket.on_create.append(self._created)
         bucket.on_delete.append(self._deleted)
 
@@ -98,6 +100,9 @@ class Checks:
         other = self.believed.setdefault((name, generation), belief)
         if other is not belief:
             world.fail(f"{process.name} and {other.process.name} both believe in {name}", TWICE)
+        wrong = self._leases.took(belief, name, generation)
+        if wrong is not None:
+            world.fail(wrong, TWICE)
         for earlier in self.beliefs:
             if not earlier.stands or earlier.lease.key != lease.key:
                 continue

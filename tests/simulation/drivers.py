@@ -92,7 +92,7 @@ class Drivers:
     def __init__(self, world: World) -> None:
         self.world = world
         self.bucket = Bucket(world, "records")
-        self.checks = OwnerChecks(world)
+        self.checks = OwnerChecks(world, self.bucket)
         self._nemesis = Nemesis(world, self.bucket)
         self._facts: dict[str, bytes] = {}
         self.bucket.on_create.append(self._created)

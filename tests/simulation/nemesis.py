@@ -23,13 +23,22 @@ ONE_FAULT_EACH = (
 )
 
 
+# Around what the protocols wait for: 5 s and 10 s in the launcher, 15 s of a run's owner, 30 s of a
+# lease; twice that, since what follows a takeover takes its time too.
+STOPS_S = (7.0, 20.0, 40.0, 80.0)
+
+
 def target_of(number: int, points: Sequence[str]) -> str | None:
     """Where processes die in a scenario's run of this number; None where that is left to chance."""
-    return points[number // 2 % len(points)] if points and number % 2 == 0 else None
+    return points[number // 4 % len(points)] if points and number % 4 == 0 else None
 
 
 def faults_of(number: int, points: Sequence[str]) -> Faults:
-    """What may fail in a scenario's run: in half of them processes die, at each point in turn."""
+    """What may fail in a scenario's run.
+
+    Of four runs one has processes die at a crash point, each point in turn, and one has them stand
+    still there; the others have one kind of fault, or several.
+    """
     rng = random.Random(f"{number} faults")
     may_not_delete = rng.random() < 0.1
     target = target_of(number, points)
@@ -37,6 +46,8 @@ def faults_of(number: int, points: Sequence[str]) -> Faults:
         chance = rng.choice((0.03, 0.2, 0.5, 1.0))
         faults = Faults(kill_at=target, kill_chance=chance, may_not_delete=may_not_delete)
         return replace(faults, **_what_leads_to(target))
+    if number % 4 == 2 and points:
+        return _stops(rng, points[number // 4 % len(points)], may_not_delete)
     if rng.random() < 0.6:
         return replace(rng.choice(ONE_FAULT_EACH), may_not_delete=may_not_delete)
     return Faults(
@@ -50,6 +61,24 @@ def faults_of(number: int, points: Sequence[str]) -> Faults:
         cuts=rng.choice((0.0, 0.7)),
         may_not_delete=may_not_delete,
     )
+
+
+def _stops(rng: random.Random, target: str, may_not_delete: bool) -> Faults:
+    """Processes stand still at a crash point, in half of the runs with one more fault beside."""
+    faults = Faults(
+        stop_at=target,
+        stop_chance=rng.choice((0.1, 0.4, 1.0)),
+        stop_s=rng.choice(STOPS_S),
+        stop_host=rng.random() < 0.3,
+        may_not_delete=may_not_delete,
+    )
+    beside: dict[str, Any] = {}
+    if rng.random() < 0.5:
+        kind, much = rng.choice(
+            (("kill", 0.003), ("spoiled", 0.8), ("cuts", 1.0), ("disk_error", 0.1), ("stalls", 1.0))
+        )
+        beside[kind] = much
+    return replace(faults, **{**_what_leads_to(target), **beside})
 
 
 def _what_leads_to(target: str) -> dict[str, Any]:
@@ -101,23 +130,13 @@ class Nemesis:
         return self._world.rng.choice((1.0, 10.0, 40.0)) * self._world.rng.uniform(0.5, 2.0)
 
     def _stall(self) -> None:
-        """SIGSTOP, or a page that does not come: the clock goes on."""
         victims = self._victims()
         if victims:
-            process, lasts_s = self._world.rng.choice(victims), self._duration_s()
-            process.stopped_until_s = self._world.scheduler.now_s + lasts_s
-            self._world.fault("stall", process.name, lasts_s=lasts_s)
+            self._world.stall(self._world.rng.choice(victims), self._duration_s())
 
     def _suspend(self) -> None:
-        """A machine that is migrated: its monotonic clock stands still as well."""
         if self._world.hosts:
-            host, lasts_s = self._world.rng.choice(self._world.hosts), self._duration_s()
-            now_s = self._world.scheduler.now_s
-            if host.suspended_until_s > now_s:
-                return
-            host.suspended_s += lasts_s
-            host.suspended_until_s = now_s + lasts_s
-            self._world.fault("suspension", host.name, lasts_s=lasts_s)
+            self._world.suspend(self._world.rng.choice(self._world.hosts), self._duration_s())
 
     def _outage(self) -> None:
         """One host, or all of them, can't reach the bucket."""

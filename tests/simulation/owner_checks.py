@@ -2,15 +2,22 @@
 
 Two at once are explained only by a driver that was stopped, or cut off from the store, for so long
 that it was taken for dead; once it can reach the store again it must give up within `_GIVES_UP_S`.
-An attempt's number is never given out twice, whatever happens.
+An attempt's number is never given out twice, and nobody takes the run from a driver that lives and
+has given a sign in the last time to live by the taker's own clock, whatever happens.
 """
 
 from __future__ import annotations
 
+import re
+
+from hotstart.launcher.ownership import OWNER_TTL_S
 from tests.simulation.checks import TWICE
+from tests.simulation.stores import Bucket
 from tests.simulation.world import SimProcess, World
 
 _GIVES_UP_S = 30.0
+_SIGN = re.compile(r"(?P<run>[^/]*)/owner/(?P<epoch>\d+)/(?P<beat>\d+)")
+_ROUNDING_S = 1e-6
 
 
 class Acting:
@@ -27,9 +34,16 @@ class Acting:
 class OwnerChecks:
     """Two attempts never own one run."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, bucket: Bucket) -> None:
         self.world = world
         self.acting: list[Acting] = []
+        self._bucket = bucket
+        self._run = ""
+        self._signs: dict[int, dict[str, float]] = {}  # by epoch: all hosts' clocks
+        # When each process last looked: how long the owner had been silent by its clock.
+        self._silent_s: dict[SimProcess, tuple[int, float]] = {}
+        bucket.on_create.append(self._created)
+        bucket.on_list.append(self._listed)
         self._epochs: dict[int, SimProcess] = {}
         self._attempts: dict[int, SimProcess] = {}
         self.is_done = False
@@ -42,10 +56,35 @@ class OwnerChecks:
             world.fail(f"{process.name} and {before.name} both own epoch {epoch}", TWICE)
         if epoch < max(self._epochs):
             world.fail(f"{process.name} owns epoch {epoch} after a later one was given out", TWICE)
+        last = self._epochs.get(epoch - 1)
+        seen, silent_s = self._silent_s.get(process, (0, 0.0))
+        ended = self._bucket.get(f"{self._run}/end/{epoch - 1:08d}") is not None
+        is_watched = seen == epoch - 1 and silent_s >= OWNER_TTL_S - _ROUNDING_S
+        if last is not None and last.alive and not (ended or is_watched):
+            world.fail(
+                f"{process.name} takes the run from {last.name}, which had given a sign "
+                f"{silent_s:.3f} s before it looked, by its own clock",
+                TWICE,
+            )
         mine = Acting(process, epoch, world.scheduler.now_s)
         self._look(mine)
         self.acting.append(mine)
         return mine
+
+    def _created(self, name: str, data: bytes, generation: int) -> None:
+        found = _SIGN.fullmatch(name)
+        if found is None:
+            return
+        self._run = found["run"]
+        self._signs[int(found["epoch"])] = self.world.clocks()
+
+    def _listed(self, prefix: str) -> None:
+        by = self._bucket.by
+        if by is None or not self._signs or not prefix.startswith(f"{self._run}/owner/"):
+            return
+        epoch = max(self._signs)
+        host = by.host.name
+        self._silent_s[by] = epoch, self.world.clocks()[host] - self._signs[epoch][host]
 
     def begins(self, mine: Acting, attempt: int) -> None:
         world = self.world
@@ -56,10 +95,15 @@ class OwnerChecks:
             world.fail(
                 f"{mine.process.name} starts attempt {attempt} though it was superseded", TWICE
             )
-        if self.is_done:
+        if self.is_done and not self._stood_still(mine):
             world.fail(f"{mine.process.name} starts attempt {attempt} of a run that is done", TWICE)
         mine.attempt = attempt
         self._look(mine)
+
+    def _stood_still(self, mine: Acting) -> bool:
+        """Whether it was taken for dead; it learns of that by its next beat."""
+        kinds = "stall", "suspension", "store", "outage"
+        return any(self.world.excused(mine.since_s, mine.process, kind=kind) for kind in kinds)
 
     def ends(self, mine: Acting) -> None:
         if mine in self.acting:

@@ -14,7 +14,7 @@ from typing import Any
 from hotstart.cache.entry import EntryMeta, encode, entry_name
 from hotstart.cache.errors import AccessDenied, DeadlineExceeded, StoreError, TransientError
 from hotstart.cache.store import ObjectStat, check_name
-from tests.simulation.world import OUTAGE_AFTERMATH_S, World
+from tests.simulation.world import OUTAGE_AFTERMATH_S, SimProcess, World
 
 _DEADLINE_S = 30.0
 _KINDS = (
@@ -45,7 +45,9 @@ class Bucket:
         self.clock_s = 1e9
         self.on_create: list[Callable[[str, bytes, int], None]] = []
         self.on_delete: list[Callable[[str, bytes], None]] = []
+        self.on_list: list[Callable[[str], None]] = []
         self.out_until_s: dict[str, float] = {}  # by host
+        self.by: SimProcess | None = None  # whose request is executed
         self._world = world
         self._generations = itertools.count(1)
 
@@ -77,6 +79,8 @@ class Bucket:
         return None if found is None else found[1]
 
     def list(self, prefix: str) -> list[ObjectStat]:
+        for act in self.on_list:
+            act(prefix)
         found = sorted(self.objects.items())
         return [stat for name, (_, stat) in found if name.startswith(prefix)]
 
@@ -143,8 +147,14 @@ class SimStore:
             return world.rng.choice(("lost", "unanswered", "late"))
         return None
 
-    def _request(self, op: str, name: str, effect: Callable[[], Any]) -> Any:
+    def _request(self, op: str, name: str, execute: Callable[[], Any]) -> Any:
         world, scheduler = self._world, self._world.scheduler
+        sender = world.process
+
+        def effect() -> Any:
+            self._bucket.by = sender
+            return execute()
+
         what = f"{op} {kind_of(name)} in {self._bucket.name}"
         world.point(f"before {what}")
         error = self._error(op)

@@ -14,6 +14,7 @@ HORIZON_S = 20_000.0
 OUTAGE_AFTERMATH_S = 30.0 + 60.0  # a request's deadline; then no leases and few requests
 _TRACE = 60
 _KILLS = 4
+_STOPS = 3
 
 
 class Violation(AssertionError):
@@ -40,10 +41,16 @@ class Faults:
 
     spoiled: how likely a key has a bad entry from the start, in the bucket or a node directory.
     kill_at: the crash point where processes die, each time with `kill_chance`, but few in a run.
+    stop_at: the crash point where they stand still instead, for about `stop_s`; with `stop_host`
+    all of their host, and its clock with it.
     """
 
     kill_at: str | None = None
     kill_chance: float = 0.0
+    stop_at: str | None = None
+    stop_chance: float = 0.0
+    stop_s: float = 0.0
+    stop_host: bool = False
     kill: float = 0.0
     stalls: float = 0.0
     suspensions: float = 0.0
@@ -69,6 +76,14 @@ class Host:
 
     def monotonic(self, now_s: float) -> float:
         return self.offset_s + (now_s - self.suspended_s) * self.rate
+
+    def suspend(self, now_s: float, lasts_s: float) -> bool:
+        """Stand still from now on; False where it does already."""
+        if self.suspended_until_s > now_s:
+            return False
+        self.suspended_s += lasts_s
+        self.suspended_until_s = now_s + lasts_s
+        return True
 
 
 class SimProcess:
@@ -120,6 +135,7 @@ class World:
         self.quiet = False  # nothing goes wrong any more
         self.reached: Counter[str] = Counter()
         self.killed_at: Counter[str] = Counter()
+        self.stopped_at: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=None if trace else _TRACE)
         self.hosts: list[Host] = []
         self._pids = 100
@@ -184,7 +200,36 @@ class World:
                 self.killed_at[name] += 1
                 self.kill(process)
                 raise Killed
+            if name == plan.stop_at and self.stopped_at[name] < _STOPS:
+                self._stop_here(name, process)
         self.scheduler.may_switch()
+
+    def _stop_here(self, name: str, process: SimProcess) -> None:
+        plan = self.what_fails
+        if self.rng.random() >= plan.stop_chance:
+            return
+        self.stopped_at[name] += 1
+        lasts_s = plan.stop_s * self.rng.uniform(0.7, 1.5)
+        if plan.stop_host:
+            self.suspend(process.host, lasts_s)
+        else:
+            self.stall(process, lasts_s)
+        self.scheduler.sleep(0.0)
+
+    def stall(self, process: SimProcess, lasts_s: float) -> None:
+        """SIGSTOP, or a page that does not come: the clock goes on."""
+        process.stopped_until_s = self.scheduler.now_s + lasts_s
+        self.fault("stall", process.name, lasts_s=lasts_s)
+
+    def suspend(self, host: Host, lasts_s: float) -> None:
+        """A machine that is migrated: its monotonic clock stands still as well."""
+        if host.suspend(self.scheduler.now_s, lasts_s):
+            self.fault("suspension", host.name, lasts_s=lasts_s)
+
+    def clocks(self) -> dict[str, float]:
+        """What each host's monotonic clock shows now."""
+        now_s = self.scheduler.now_s
+        return {h.name: h.monotonic(max(now_s, h.suspended_until_s)) for h in self.hosts}
 
     def fault(self, kind: str, *who: str, lasts_s: float = 0.0) -> None:
         now_s = self.scheduler.now_s
