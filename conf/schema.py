@@ -100,7 +100,7 @@ class JobConfig:
     `workers_per_host` None puts all workers on one host. `resources_per_worker` has Ray's
     resource names. `placement` spread gives every host of the job a node of its own, pack lets
     them share one. `working_dir` goes on the workers' path; where it is None, that is the
-    script's own folder.
+    script's own folder. `cost_per_worker_hour`, in any currency, is for the report.
     """
 
     name: str = field(default="", metadata={"computed": True})
@@ -118,4 +118,5 @@ class JobConfig:
     run_dir: str | None = None
     restarts: RestartSection = field(default_factory=RestartSection)
     env: dict[str, str] = field(default_factory=dict)
+    cost_per_worker_hour: float | None = field(default=None, metadata={"at_least": 0})
     timeouts: TimeoutSection = field(default_factory=TimeoutSection)

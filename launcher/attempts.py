@@ -42,6 +42,7 @@ class LoopSettings:
     flush_s: float = 60.0
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    cost_per_worker_hour: float | None = None
 
 
 class AttemptLoop:
@@ -138,6 +139,7 @@ class AttemptLoop:
             "process_count": plan.process_count,
             "cache": dict(self._settings.cache_facts),
             "versions": dict(self._settings.versions),
+            "cost_per_worker_hour": self._settings.cost_per_worker_hour,
         }
         self._record.start_attempt(number, info)
         self._watcher.attempt_started(number)

@@ -197,11 +197,15 @@ def runs(run_dir: str | None, as_json: bool) -> None:
 
 
 @main.command(epilog="\b\nExamples:\n  hotstart report latest\n"
-              "  hotstart report latest --json")  # fmt: skip
+              "  hotstart report latest --json\n"
+              "  hotstart report latest --html run.html")  # fmt: skip
 @click.argument("run", metavar="RUN")
+@click.option(
+    "--html", "page", metavar="FILE", help="Write one page with figures, which needs no other file."
+)
 @_run_dir
 @_as_json
-def report(run: str, run_dir: str | None, as_json: bool) -> None:
+def report(run: str, page: str | None, run_dir: str | None, as_json: bool) -> None:
     """Show what happened in each attempt of a run: phases, hits, compilations, reasons.
 
     RUN is a run's name or `latest`. The JSON is described in docs/report-schema.md.
@@ -210,7 +214,18 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
     from hotstart.launcher.runs import open_runs, resolve_run
 
     runs_store = open_runs(_runs_location(run_dir), load_keyring())
-    _print_report(resolve_run(runs_store, run), as_json)
+    record = resolve_run(runs_store, run)
+    if page is not None:
+        from pathlib import Path
+
+        from hotstart.launcher.report import build_report
+        from hotstart.launcher.report_page import write_page
+
+        write_page(build_report(record.read()), Path(page))
+        click.echo(f"{page}: the report of {record.name}", err=as_json)
+        if not as_json:
+            return
+    _print_report(record, as_json)
 
 
 main.add_command(key)

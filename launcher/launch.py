@@ -98,6 +98,7 @@ class Run:
             flush_s=config.cache.flush_timeout_s,
             cache_facts=self._cache_facts(),
             versions=key_versions(),
+            cost_per_worker_hour=config.cost_per_worker_hour,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hotstart.cache.counters import CacheStats
+from hotstart.cache.requests import Request
 from hotstart.launcher.channel import Channel
 
 PHASES = (
@@ -27,6 +28,7 @@ PHASES = (
     "first_step",
 )
 _MAX_WARNINGS = 20
+_MAX_PROGRAMS = 10
 
 
 class Progress(logging.Handler):
@@ -56,6 +58,7 @@ class Progress(logging.Handler):
         self._last_step: object = None
         self._steps = 0
         self._warnings: list[str] = []
+        self._slowest: list[Request] = []
         self._changed = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hotstart-progress", daemon=True)
@@ -73,6 +76,11 @@ class Progress(logging.Handler):
         self._last_step = number
         self._steps += 1
         self._changed.set()
+
+    def asked(self, request: Request) -> None:
+        """Keep the programs that took longest to compile, here or where their entry was made."""
+        ranked = sorted((*self._slowest, request), key=lambda r: r.compile_s, reverse=True)
+        self._slowest = ranked[:_MAX_PROGRAMS]
 
     def counters_changed(self) -> None:
         """Note that the cache's counters have changed."""
@@ -101,6 +109,15 @@ class Progress(logging.Handler):
             "standby": self._stood_by,
             "phases": dict(self._phases),
             "cache": dataclasses.asdict(self._stats()),
+            "programs": [
+                {
+                    "module": request.module,
+                    "outcome": request.outcome,
+                    "compile_s": round(request.compile_s, 3),
+                    "size_bytes": request.size_bytes,
+                }
+                for request in self._slowest
+            ],
             "last_step": _whole(self._last_step),
             "steps": self._steps,
             "warnings": list(self._warnings),

@@ -72,6 +72,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         "launched_at": _iso(facts.created.get("created_s")),
         "cache": _cache_used(facts.attempts),
         "manifest": _manifest(facts.attempts),
+        "cost": _cost(facts.attempts),
         "attempts": [_attempt(a) for a in facts.attempts],
     }
 
@@ -107,6 +108,7 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "reason": end.get("reason"),
         "first_worker": end.get("first_worker"),
         "started_at": _iso(facts.start.get("started_at_s")),
+        "ended_at": _iso(end.get("ended_at_s")),
         "seconds_to_first_step": max(first_steps) if reached else None,
         "differences": [d for stage in facts.differences for d in recorded(stage)],
         "workers": workers,
@@ -134,8 +136,41 @@ def _worker(report: Mapping[str, Any]) -> dict[str, Any]:
             **_counters(cache, COUNTS, SECONDS),
             "compiled_before_enable_names": list(names) if isinstance(names, list) else [],
         },
+        "programs": list(_programs(report.get("programs"))),
         "last_step": report.get("last_step"),
         "warnings": _texts(report, "warnings"),
+    }
+
+
+def _programs(found: object) -> Iterator[dict[str, Any]]:
+    for program in found if isinstance(found, list) else ():
+        facts = _mapping(program)
+        yield {
+            "module": str(facts.get("module", "")),
+            "outcome": str(facts.get("outcome", "")),
+            "compile_s": float(_number(facts.get("compile_s")) or 0),
+            "size_bytes": int(_number(facts.get("size_bytes")) or 0),
+        }
+
+
+def _cost(attempts: tuple[AttemptFacts, ...]) -> dict[str, Any] | None:
+    """Worker hours by the job's price; None where the job has none."""
+    prices = [_number(a.start.get("cost_per_worker_hour")) for a in attempts]
+    if not prices or prices[-1] is None:
+        return None
+    spent, saved = 0.0, 0.0
+    for attempt, price in zip(attempts, prices, strict=True):
+        start_s = _number(attempt.start.get("started_at_s"))
+        end_s = _number((attempt.end or {}).get("ended_at_s"))
+        count = _number(attempt.start.get("process_count")) or len(attempt.workers)
+        if start_s is not None and end_s is not None:
+            spent += (price or 0) * count * max(0.0, end_s - start_s) / 3600
+        saved_s = sum(_worker(w)["cache"]["saved_s"] for w in attempt.workers)
+        saved += (price or 0) * saved_s / 3600
+    return {
+        "per_worker_hour": prices[-1],
+        "spent": round(spent, 6),
+        "saved": round(saved, 6),
     }
 
 

@@ -187,6 +187,7 @@ def _enable_cache(
     atexit.register(request_facts.close)  # before JAX takes its backends down
 
     def on_request(request: Request) -> None:
+        progress.asked(request)
         channel.send({"asked": asked_of(request)})
         request_facts(request)
 

@@ -47,6 +47,9 @@ def worker(index: int, first_step: float | None) -> dict:
             "compiled_before_enable": 1,
             "compiled_before_enable_names": ["jit_init"],
         },
+        "programs": [
+            {"module": "jit_f", "outcome": "compiled", "compile_s": 4.5, "size_bytes": 20}
+        ],
         "last_step": 12,
         "warnings": ["slow disk"],
     }
@@ -78,7 +81,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
         "warnings": ["the coordinator is lost; this host resolves on its own"],
     }
     done = Outcome("done", "all 1 workers exited with code 0", None)
-    record.end_attempt(1, done, {"hosts": [host]})
+    record.end_attempt(1, done, {"ended_at_s": 1_795_537_812.5, "hosts": [host]})
     record.finish("done", 0, "all 1 workers exited with code 0", epoch=owned.epoch)
 
     assert build_report(record.read(ELSEWHERE)) == {
@@ -90,6 +93,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
         "launched_at": "2026-11-24T16:30:01.250+00:00",
         "cache": CACHE,
         "manifest": None,
+        "cost": None,
         "attempts": [
             {
                 "attempt": 1,
@@ -97,6 +101,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
                 "reason": "all 1 workers exited with code 0",
                 "first_worker": None,
                 "started_at": "2026-11-24T16:30:02.500+00:00",
+                "ended_at": "2026-11-24T16:30:12.500+00:00",
                 "seconds_to_first_step": 14.2,
                 "differences": [],
                 "workers": [worker(0, 14.2)],
@@ -197,3 +202,20 @@ def test_report_of_a_worker_with_strange_fields_fills_nulls_and_zeros(record):
         "compiled_before_enable_names": [],
     }
     assert (shown["process_index"], shown["last_step"], shown["warnings"]) == (0, None, [])
+
+
+def test_report_of_a_job_with_a_price_counts_worker_time_spent_and_saved(record):
+    start = {"started_at_s": 1000.0, "process_count": 2, "cost_per_worker_hour": 36.0}
+    for attempt, price in ((1, 36.0), (2, 72.0)):
+        record.start_attempt(attempt, {**start, "cost_per_worker_hour": price})
+        for index in (0, 1):
+            record.worker_report(attempt, index, worker(index, 1.0))
+    failed = Outcome("failed", "process 0 exited with code 1", 0)
+    record.end_attempt(1, failed, {"ended_at_s": 1050.0})
+
+    # 2 workers for 50 s at 0.01 a second; each saved 1.25 s, in attempt 2 at 0.02.
+    assert build_report(record.read(ELSEWHERE))["cost"] == {
+        "per_worker_hour": 72.0,
+        "spent": 1.0,
+        "saved": 0.075,
+    }
