@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from hotstart.launcher.bucket_commands import bucket
 from hotstart.launcher.cache_commands import cache
 from hotstart.launcher.key_commands import key
 
@@ -215,6 +216,7 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
 
 main.add_command(key)
 main.add_command(cache)
+main.add_command(bucket)
 
 
 def _check_cluster(address: str | None, config: JobConfig) -> None:
