@@ -231,11 +231,11 @@ def _parse(url: str) -> tuple[str, str]:
 
 
 def _machine() -> GoogleMachine | None:
-    from hotstart.cache.google_machine import this_machine
+    from hotstart.cache.google_machine import stop_looking, this_machine
 
     machine = this_machine()
-    if machine is None:  # gcsfs would go on looking for one, for 15 s
-        os.environ.setdefault("NO_GCE_CHECK", "true")
+    if machine is None:
+        stop_looking()
     return machine
 
 

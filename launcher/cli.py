@@ -16,6 +16,7 @@ import click
 
 from hotstart.launcher.bucket_commands import bucket
 from hotstart.launcher.cache_commands import cache
+from hotstart.launcher.doctor_commands import doctor
 from hotstart.launcher.key_commands import key
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def report(run: str, run_dir: str | None, as_json: bool) -> None:
 main.add_command(key)
 main.add_command(cache)
 main.add_command(bucket)
+main.add_command(doctor)
 
 
 def _check_cluster(address: str | None, config: JobConfig) -> None:

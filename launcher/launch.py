@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
 _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
@@ -308,7 +308,7 @@ def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dic
     `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
     """
     environ = {
-        "JAX_PLATFORMS": _JAX_PLATFORMS[config.platform],
+        "JAX_PLATFORMS": JAX_PLATFORMS[config.platform],
         "HOTSTART_CHECKPOINT_DIR": checkpoints,
     }
     if config.platform == "cpu":
