@@ -9,6 +9,7 @@ Elsewhere nothing answers at that address, and gcsfs looks for 15 s where it fin
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import time
 import urllib.request
@@ -60,8 +61,10 @@ def this_machine(timeout_s: float = CONNECT_S) -> GoogleMachine | None:
 def stop_looking() -> None:
     """Have this process look for no metadata server, or not for long; before gcsfs is imported.
 
-    gcsfs honors the first variable, google-auth, which it asks before, the other two.
+    gcsfs honors the first variable, google-auth, which it asks before, the other two. Who calls
+    this says in his own words what is missing, so google-auth's warning is kept back.
     """
+    logging.getLogger("google.auth").setLevel(logging.ERROR)
     os.environ.setdefault("NO_GCE_CHECK", "true")
     os.environ.setdefault("GCE_METADATA_TIMEOUT", "1")
     os.environ.setdefault("GCE_METADATA_DETECT_RETRIES", "1")

@@ -6,14 +6,13 @@ None of it needs Ray or JAX.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hotstart.launcher.bucket_shown import show
 from hotstart.launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from hotstart.cache.gcs_bucket import GcsBucket
     from hotstart.cache.google_machine import GoogleMachine
 
-_FINDINGS = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(h|d|w)")
 _UNITS_S = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -158,7 +156,7 @@ def create(
             "for all of Google Cloud; choose another name"
         ) from error
     said = f"made gs://{name}" if is_new else f"gs://{name} exists already, and is left as it is"
-    _show(facts, wanted, as_json, said=said, created=is_new)
+    show(facts, wanted, as_json, said=said, created=is_new)
 
 
 @bucket.command(epilog="\b\nExamples:\n  hotstart bucket check gs://NAME --run-length 10d\n"
@@ -217,7 +215,7 @@ def check(
             facts = _facts(looked_at, wanted, machine)
             after = check_bucket(facts, wanted)
             mended = [finding for finding in before if finding not in after]
-    _show(facts, wanted, as_json, mended=mended, tried=fix)
+    show(facts, wanted, as_json, mended=mended, tried=fix)
 
 
 def _parse(url: str) -> tuple[str, str]:
@@ -292,60 +290,3 @@ def _facts(bucket: GcsBucket, wanted: Wanted, machine: GoogleMachine | None) -> 
         in_project = bucket.in_project(wanted.project)
     facts = facts_from(resource)
     return dataclasses.replace(facts, permissions=bucket.permissions(), in_project=in_project)
-
-
-def _show(
-    facts: BucketFacts,
-    wanted: Wanted,
-    as_json: bool,
-    *,
-    said: str | None = None,
-    created: bool | None = None,
-    mended: list[Finding] | None = None,
-    tried: bool = False,
-) -> None:
-    """Print all that was found, and exit with 1 where that is anything."""
-    from hotstart.cache.bucket import not_looked_at, role_of
-    from hotstart.cache.bucket_check import check_bucket
-
-    findings, unknown = check_bucket(facts, wanted), not_looked_at(facts, wanted)
-    role = None if facts.permissions is None else role_of(facts.permissions) or "none"
-    if as_json:
-        shown: dict[str, Any] = {
-            "bucket": f"gs://{facts.name}",
-            "entries": wanted.layout.entries,
-            "findings": [_as_json_of(finding) for finding in findings],
-            "mended": [_as_json_of(finding) for finding in mended or ()],
-            "not_looked_at": unknown,
-            "role": role,
-        }
-        if created is not None:
-            shown["created"] = created
-        click.echo(json.dumps(shown, indent=2))
-        sys.exit(_FINDINGS if findings else 0)
-    if said is not None:
-        click.echo(said)
-    for finding in mended or ():
-        click.echo(f"mended {finding.subject}: was {finding.found}; should be {finding.wanted}")
-    count = f"{len(findings)} finding{'s' if len(findings) != 1 else ''}"
-    click.echo(
-        f"gs://{facts.name}, entries under {wanted.layout.entries}: "
-        + (count if findings else "as it should be")
-        + (f"; this identity is a {role}" if role not in (None, "none") else "")
-    )
-    for finding in findings:
-        by_hand = " (not by --fix)" if tried or finding.patch is None else ""
-        click.echo(f"  {finding.subject}: {finding.found}; should be {finding.wanted}")
-        click.echo(f"    why: {finding.why}")
-        click.echo(f"    mend{by_hand}: {finding.command}")
-    for text in unknown:
-        click.echo(f"  not looked at: {text}")
-    if not tried and any(finding.patch for finding in findings):
-        click.echo("--fix mends what can be mended in place")
-    sys.exit(_FINDINGS if findings else 0)
-
-
-def _as_json_of(finding: Finding) -> dict[str, Any]:
-    facts = dataclasses.asdict(finding)
-    patch = facts.pop("patch")
-    return {**facts, "fixable": patch is not None}

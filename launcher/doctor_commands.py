@@ -35,7 +35,9 @@ def doctor(job: str | None, overrides: tuple[str, ...], address: str | None, as_
     from hotstart.launcher.cluster import choose
     from hotstart.launcher.doctor import Asked, Probe, examine, render, to_json, would_launch
 
-    loaded = _any_job() if job is None else load_job(job, overrides)
+    if job is not None and "=" in job and not Path(job).exists():
+        overrides, job = (job, *overrides), None
+    loaded = _any_job(overrides) if job is None else load_job(job, overrides)
     starts_ray = choose(address).address == "local"
     asked = Asked(loaded, job is not None, address, starts_ray)
     lines = examine(
@@ -60,7 +62,7 @@ def doctor(job: str | None, overrides: tuple[str, ...], address: str | None, as_
     sys.exit(0 if would_launch(lines) else _SICK)
 
 
-def _any_job() -> LoadedJob:
+def _any_job(overrides: tuple[str, ...]) -> LoadedJob:
     """A job that says nothing, so that only defaults and the environment speak."""
     from hotstart.conf.load import load_job
 
@@ -68,4 +70,4 @@ def _any_job() -> LoadedJob:
         path = Path(folder) / "job.yaml"
         path.write_text("script: job.py\n")
         path.with_suffix(".py").touch()
-        return load_job(path)
+        return load_job(path, overrides)
