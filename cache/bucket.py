@@ -63,17 +63,22 @@ class BucketFacts:
 class Wanted:
     """What a bucket should be like; None is what isn't known, and is not looked at.
 
-    location: a region, or what was asked for by name. project: an id or a number. role: what this
-    identity is to do. run_length_s: how long the longest run takes, over all its restarts.
+    prefix: of the cache in the bucket. location: a region, or what was asked for by name. project:
+    an id or a number. role: what this identity is to do. run_length_s: how long the longest run
+    takes, over all its restarts.
     """
 
-    layout: Layout
-    prefix: str = ""
+    prefix: str
     run_length_s: float | None = None
     location: str | None = None
     project: str | None = None
     soft_delete_s: int = 0
     role: str = "writer"
+
+    @property
+    def layout(self) -> Layout:
+        """Where things lie."""
+        return Layout.of_cache(self.prefix)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,6 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "hotstart bucket create gs://OTHER: the policy is locked"
             if facts.retention_locked
             else f"{update} --clear-retention-period",
-            None if facts.retention_locked else {"retentionPolicy": None},
         )
     if not facts.uniform_access:
         yield Finding(

@@ -5,6 +5,7 @@ https://cloud.google.com/storage/docs/json_api/v1/buckets
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -63,6 +64,11 @@ class GcsBucket:
             )
         except Taken:
             return False
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}; buckets are made with storage.buckets.create, which roles/storage.admin "
+                "has"
+            ) from error
         except NotFound as error:
             raise StoreError(f"{error}: is there a project {project}?") from error
         return True
@@ -83,6 +89,11 @@ class GcsBucket:
                 ifMetagenerationMatch=str(metageneration),
                 projection="noAcl",
             )
+        except AccessDenied as error:
+            raise AccessDenied(
+                f"{error}; settings are changed with storage.buckets.update, which "
+                "roles/storage.admin has"
+            ) from error
         except PreconditionFailed as error:
             raise StoreError(
                 f"cannot {action}: somebody else has changed them just now; look again"
@@ -124,7 +135,8 @@ class GcsBucket:
         content: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> dict[str, Any]:
-        prepare()  # importing is no part of the operation's time
+        with contextlib.suppress(Exception):  # the request says what is wrong
+            prepare()  # importing is no part of the operation's time
         deadline = time.monotonic() + self._deadline_s
         data = None if content is None else json.dumps(content).encode()
 

@@ -45,16 +45,15 @@ class Layout:
     runs: str | None = None
 
     @classmethod
-    def of_cache(cls, prefix: str, runs: str | None = None) -> Layout:
-        """That of a cache at `gs://bucket/prefix` and runs at `gs://bucket/runs`, bare prefixes.
+    def of_cache(cls, prefix: str) -> Layout:
+        """That of a cache at `gs://bucket/prefix`, which has no slash at its end.
 
-        Where `runs` isn't known it is the one beside a cache that is called `cache`, as
-        `hotstart submit --bucket` makes it.
+        The runs of a cache that is called `cache` are beside it, as `hotstart submit --bucket`
+        makes them.
         """
-        folder = f"{prefix}/" if prefix else ""
-        if runs is None and (prefix == "cache" or prefix.endswith("/cache")):
-            runs = f"{prefix.removesuffix('cache')}runs"
-        return cls(folder + ENTRIES, f"{runs}/" if runs else None)
+        folder, is_called_so = prefix.removesuffix("cache"), f"/{prefix}".endswith("/cache")
+        runs = f"{folder}runs/" if is_called_so else None
+        return cls(f"{prefix}/{ENTRIES}" if prefix else ENTRIES, runs)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class _Duration(click.ParamType):
         match = _DURATION.fullmatch(value.strip())
         seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
         if not 0 < seconds <= _LONGEST_S:
-            self.fail(f"{value!r} is no length of time up to 10 years; write 36h, 10d or 2w")
+            self.fail(
+                f"{value!r} is no length of time up to 10 years; write 36h, 10d or 2w", param, ctx
+            )
         return seconds
 
 
@@ -61,7 +63,7 @@ class _SoftDelete(_Duration):
             return 0.0
         seconds = super().convert(value, param, ctx)
         if not SHORTEST_SOFT_DELETE_S <= seconds <= LONGEST_SOFT_DELETE_S:
-            self.fail(f"{value!r}: soft delete lasts 7d to 90d, or is 0 for off")
+            self.fail(f"{value!r}: soft delete lasts 7d to 90d, or is 0 for off", param, ctx)
         return seconds
 
 
@@ -251,12 +253,10 @@ def _wanted(
     role: str,
 ) -> Wanted:
     from hotstart.cache.bucket import Wanted
-    from hotstart.cache.lifecycle import Layout
 
     # As `hotstart submit --bucket` has it, so that both need no prefix.
     folder = "cache" if prefix is None else "/".join(p for p in prefix.split("/") if p)
     return Wanted(
-        layout=Layout.of_cache(folder),
         prefix=folder,
         run_length_s=run_length_s,
         location=location,

@@ -38,6 +38,8 @@ def api(_running: GcsJsonApi, monkeypatch: pytest.MonkeyPatch) -> GcsJsonApi:
     _running.reset()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", _running.url)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("GCE_METADATA_TIMEOUT", "1")  # which the commands would set for good
+    monkeypatch.setenv("GCE_METADATA_DETECT_RETRIES", "1")
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     return _running
 
@@ -217,7 +219,7 @@ def test_fix_mends_everything_that_can_be_and_names_what_cannot(
         ("lifecycle", True),
         ("lifecycle", True),
         ("requester pays", True),
-        ("retention policy", True),
+        ("retention policy", False),
         ("uniform bucket-level access", True),
         ("public access prevention", True),
         ("autoclass", True),
@@ -229,13 +231,15 @@ def test_fix_mends_everything_that_can_be_and_names_what_cannot(
     ]
     exit_code, after = as_json(*arguments, "--fix")
     assert exit_code == 1
-    assert [f["subject"] for f in after["findings"]] == ["permissions", "project", "location"]
-    assert len(after["mended"]) == 10
+    assert [f["subject"] for f in after["findings"]] == [
+        *("permissions", "retention policy", "project", "location")
+    ]
+    assert len(after["mended"]) == 9
     kept = api.buckets["spoilt"]
     assert kept["lifecycle"] == {"rule": [tmp, RULE]}
-    assert "retentionPolicy" not in kept
+    assert kept["retentionPolicy"] == {"retentionPeriod": "86400"}
     shown = bucket(*arguments, "--fix").stdout
-    assert shown.count("mend (not by --fix): ") == 3
+    assert shown.count("mend (not by --fix): ") == 4
     assert api.requests.count(("PATCH", "b/spoilt")) == 1
 
 
@@ -328,6 +332,16 @@ def test_fix_by_an_identity_that_may_not_says_so(api: GcsJsonApi) -> None:
     refused = bucket("check", "gs://b-1", "--fix")
     assert refused.exit_code == 2
     assert "does not have storage.buckets.update access" in refused.stderr
+    assert refused.stderr.endswith("which roles/storage.admin has\n")
+
+
+def test_create_by_an_identity_that_may_not_says_what_it_needs(api: GcsJsonApi) -> None:
+    api.permissions = ALL - {"storage.buckets.create"}
+    refused = bucket("create", "gs://b-1", *CREATE)
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith(
+        "buckets are made with storage.buckets.create, which roles/storage.admin has\n"
+    )
 
 
 def test_fix_that_somebody_overtakes_changes_nothing(

@@ -26,6 +26,7 @@ from yarl import URL
 ALL = frozenset(
     {
         *("storage.buckets.get", "storage.buckets.update", "storage.buckets.list"),
+        "storage.buckets.create",
         *("storage.objects.get", "storage.objects.list", "storage.objects.create"),
         "storage.objects.delete",
     }
@@ -162,6 +163,8 @@ class _Handler:
             name, project = body.get("name", ""), request.query.get("project")
             if project is None:
                 raise _Refused(400, "Required parameter: project")
+            if not self._may("storage.buckets.create"):
+                return _denied("storage.buckets.create")
             if project not in self._api.projects:
                 raise _Refused(404, f"Unknown project id: {project}")
             if not _NAME.fullmatch(name):

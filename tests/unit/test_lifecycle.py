@@ -35,20 +35,17 @@ def test_rule_of_a_layout_catches_the_names_of_entries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "runs", "layout"),
+    ("prefix", "layout"),
     [
-        ("cache", None, Layout("cache/entries/", "runs/")),
-        ("team/cache", None, Layout("team/cache/entries/", "team/runs/")),
-        ("", None, Layout("entries/", None)),
-        ("xla", None, Layout("xla/entries/", None)),
-        ("mycache", None, Layout("mycache/entries/", None)),
-        ("xla", "r", Layout("xla/entries/", "r/")),
+        ("cache", Layout("cache/entries/", "runs/")),
+        ("team/cache", Layout("team/cache/entries/", "team/runs/")),
+        ("", Layout("entries/", None)),
+        ("xla", Layout("xla/entries/", None)),
+        ("mycache", Layout("mycache/entries/", None)),
     ],
 )
-def test_layout_of_a_cache_knows_the_runs_beside_it(
-    prefix: str, runs: str | None, layout: Layout
-) -> None:
-    assert Layout.of_cache(prefix, runs) == layout
+def test_layout_of_a_cache_knows_the_runs_beside_it(prefix: str, layout: Layout) -> None:
+    assert Layout.of_cache(prefix) == layout
 
 
 @pytest.mark.parametrize(
