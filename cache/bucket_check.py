@@ -67,9 +67,11 @@ def _lifecycle(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
     layout, length_s = wanted.layout, wanted.run_length_s
     found = deletions(facts.rules)
     patch = {"lifecycle": {"rule": mended_rules(facts.rules, layout, length_s)}}
-    length = "" if length_s is None else f" --run-length {days_of(length_s)}d"
+    options = "" if length_s is None else f" --run-length {days_of(length_s)}d"
+    if wanted.soft_delete_s:
+        options += f" --soft-delete {wanted.soft_delete_s // 86_400}d"
     where = f"gs://{facts.name}" + (f"/{wanted.prefix}" if wanted.prefix else " --prefix ''")
-    command = f"hotstart bucket check {where}{length} --fix"
+    command = f"hotstart bucket check {where}{options} --fix"
     should = f"Delete by age under {layout.entries} alone"
     days = None if length_s is None else days_of(length_s)
     if days is not None:

@@ -118,7 +118,7 @@ def mended_rules(rules: Sequence[Rule], layout: Layout, run_length_s: float | No
 
     Of rules that touch the entries or the runs, only prefixes that touch neither are left. An age
     beyond the run's length is kept. Where the length is not known and no rule tells an age, there
-    is none for the entries.
+    is none for the entries, which then stay.
     """
     kept: list[Rule] = []
     ages = [] if run_length_s is None else [days_of(run_length_s)]
@@ -138,7 +138,8 @@ def mended_rules(rules: Sequence[Rule], layout: Layout, run_length_s: float | No
         if left:
             condition = {**rule.get("condition", {}), "matchesPrefix": left}
             kept.append({**rule, "condition": condition})
-    return [*kept, entries_rule(layout, max(ages))] if ages else kept
+    age_days = max(ages, default=0)
+    return [*kept, entries_rule(layout, age_days)] if age_days else kept
 
 
 def shortest_age(rules: Sequence[Rule], prefix: str) -> int | None:

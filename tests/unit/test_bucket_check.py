@@ -141,6 +141,13 @@ def test_missing_rule_needs_a_length_to_be_mended() -> None:
     assert finding.patch is None
 
 
+def test_command_that_mends_keeps_the_soft_delete_that_is_wanted() -> None:
+    finding = only(rules(), replace(WANTED, soft_delete_s=7 * DAY_S))
+    assert finding.command == (
+        "hotstart bucket check gs://b/cache --run-length 10d --soft-delete 7d --fix"
+    )
+
+
 def test_rule_shorter_than_the_run_is_a_finding() -> None:
     finding = only(rules((9, ["cache/entries/"])))
     assert finding.found == "entries are deleted after 9 days"

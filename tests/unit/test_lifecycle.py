@@ -129,6 +129,7 @@ def test_shortest_age_is_of_what_touches_the_prefix() -> None:
         ([delete(1, "runs/")], 2, [entries_rule(LAYOUT, 2)]),
         ([delete(7)], None, [entries_rule(LAYOUT, 7)]),
         ([delete(1, "runs/")], None, []),
+        ([{"action": {"type": "Delete"}, "condition": {"isLive": True}}], None, []),
     ],
 )
 def test_mended_rules_delete_entries_alone_and_keep_what_is_of_others(
