@@ -26,6 +26,10 @@ class PreconditionFailed(StoreError):
     """412: the object is of another generation. Does not leave `hotstart.cache.gcs`."""
 
 
+class Taken(RejectedRequest):
+    """409: a bucket of this name exists, ours or anybody's."""
+
+
 class HttpFailure(Exception):
     """An answer of 400 or more; `retry_after_s` are the seconds of its `Retry-After`."""
 
@@ -51,7 +55,8 @@ def translate_status(failure: HttpFailure, action: str) -> StoreError:
         wait_s = failure.retry_after_s
         asks = f" (it asks to be left alone for {wait_s:g} s)" if wait_s else ""
         return TransientError(f"cannot {action}: {failure}{asks}", retry_after_s=wait_s)
-    return RejectedRequest(
+    kind = Taken if status == 409 else RejectedRequest
+    return kind(
         f"cannot {action}: {failure}; sending it again does not help: check the location's "
         f"spelling and the bucket's settings"
     )

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +105,7 @@ class GcsClient:
         headers: Mapping[str, str] | None = None,
         data: bytes | None = None,
         operation_s: float | None = None,
-        **parameters: str | int | None,
+        **parameters: str | int | Sequence[str] | None,
     ) -> tuple[Mapping[str, str], bytes]:
         """Send one request and return the headers and the body of the answer.
 

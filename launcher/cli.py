@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from hotstart.launcher.bucket_commands import bucket
 from hotstart.launcher.cache_commands import cache
+from hotstart.launcher.doctor_commands import doctor
 from hotstart.launcher.key_commands import key
 
 if TYPE_CHECKING:
@@ -230,6 +232,8 @@ def report(run: str, page: str | None, run_dir: str | None, as_json: bool) -> No
 
 main.add_command(key)
 main.add_command(cache)
+main.add_command(bucket)
+main.add_command(doctor)
 
 
 def _check_cluster(address: str | None, config: JobConfig) -> None:

@@ -38,6 +38,14 @@ class Connection:
     embedded: bool
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which Ray `connect` would use: `host:port`, or `local` to start it here; and why that."""
+
+    address: str
+    source: str
+
+
 @contextlib.contextmanager
 def connect(
     address: str | None,
@@ -131,10 +139,20 @@ def check_address(address: str | None) -> None:
         raise _unreachable(address, error) from error
 
 
-def _resolved(address: str | None) -> str:
-    """`host:port`, or `local` where Ray is to be started here."""
+def choose(address: str | None) -> Choice:
+    """What `connect` would do with this `address`. Starts nothing; blocks for at most 5 s."""
+    source = "--address" if address else "environment RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    return (_started_here() or "local") if address == "auto" else address
+    if address != "auto":
+        return Choice(address, source)
+    running = _started_here()
+    if running is not None:
+        return Choice(running, "running on this machine")
+    return Choice("local", "no --address, no RAY_ADDRESS, and none runs on this machine")
+
+
+def _resolved(address: str | None) -> str:
+    return choose(address).address
 
 
 def _join(address: str, options: Mapping[str, Any]) -> None:

@@ -10,12 +10,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
+from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
@@ -135,6 +137,20 @@ class Gang(AheadCalls):
         with contextlib.suppress(ray.exceptions.RayError):
             if problem := ray.get(ref):
                 raise (CacheRequired if cache.strict else UsageError)(problem)
+
+    def look_at_lifetime(self, lived: Lived, tell: Callable[[str], None]) -> None:
+        """Have process 0's host look at the lifecycle rules of the run's buckets; does not block.
+
+        `tell` gets each of its warnings, on a thread of Ray's.
+        """
+
+        def say(answer: Future[list[str]]) -> None:
+            with contextlib.suppress(Exception):  # lost agents say nothing
+                for warning in answer.result():
+                    tell(f"warning: {warning}")
+
+        # Not by a thread that waits: Ray may be shut down before the answer is there.
+        self._agents[0].lifetime_warnings.remote(lived).future().add_done_callback(say)
 
     def check_signing_keys(self, cache: CacheConfig, ours: Sequence[str]) -> None:
         """Raise where a host's signing keys don't go with the driver's, whose ids are `ours`.

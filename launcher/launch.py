@@ -21,6 +21,7 @@ from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
 _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
@@ -68,8 +69,12 @@ class Run:
         self._keyring = keyring
         self.config = config
         self._ownership = ownership
-        self._launched_from = record.read().created.get("launched_from", {})
+        created = record.read().created
+        self._launched_from = created.get("launched_from", {})
+        made_s = created.get("created_s")
+        self._created_s = made_s if isinstance(made_s, int | float) else time.time()
         self._is_new = self._unchecked = is_new
+        self._lifetime_seen = False
         self._interrupted = threading.Event()
 
     @property
@@ -163,10 +168,21 @@ class Run:
                 source = self._launched_from.get("cache_source") or "default"
                 gang.check_store(cache, source, self._interrupted.is_set)
                 self._unchecked = False  # once: later an outage costs only time
+            self._look_at_lifetime(gang, cache, tell)
         except BaseException:
             gang.close()
             raise
         return gang
+
+    def _look_at_lifetime(self, gang: Gang, cache: CacheConfig | None, tell: Any) -> None:
+        run = f"{self.record.store.url.rstrip('/')}/{self.name}"
+        location = cache.location if cache else ""
+        if self._lifetime_seen or not (_is_bucket(location) or _is_bucket(run)):
+            return
+        self._lifetime_seen = True
+        # Another host's clock may have made the run; a rule's age is of days.
+        age_s = max(0.0, time.time() - self._created_s)
+        gang.look_at_lifetime(Lived(location, run, age_s), tell)
 
     def _ahead(self, cold: ColdStart) -> Ahead | None:
         cache = cache_config_of(self.config)
@@ -293,7 +309,7 @@ def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dic
     `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
     """
     environ = {
-        "JAX_PLATFORMS": _JAX_PLATFORMS[config.platform],
+        "JAX_PLATFORMS": JAX_PLATFORMS[config.platform],
         "HOTSTART_CHECKPOINT_DIR": checkpoints,
     }
     if config.platform == "cpu":

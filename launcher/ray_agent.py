@@ -17,6 +17,7 @@ from hotstart.cache.signing import open_sealed
 from hotstart.cache.store import Store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
+from hotstart.launcher.bucket_lifetime import Lived, lifetime_warnings
 from hotstart.launcher.host_warnings import HostWarnings
 from hotstart.launcher.manifest import Manifest
 from hotstart.launcher.manifest_store import ManifestStore
@@ -50,6 +51,10 @@ class RayAgent(Agent):
     def check_store(self, cache: CacheConfig, source: str) -> str | None:
         """See `store_check`."""
         return check_store(cache, source)
+
+    def lifetime_warnings(self, lived: Lived) -> list[str]:
+        """See `bucket_lifetime`."""
+        return lifetime_warnings(lived)
 
     def key_ids(self, cache: CacheConfig) -> tuple[str, ...]:
         """The ids of this host's signing keys, the one that signs first; see `keyring`."""

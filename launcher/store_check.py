@@ -6,7 +6,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.cache.store import open_store
 
-_PROBE = "hotstart-probe"
+PROBE = "hotstart-probe"
 _MOST_S = 10.0
 
 
@@ -17,7 +17,7 @@ def check_readable(cache: CacheConfig) -> str | None:
     whatever the cache's own deadline is: in strict mode the answer decides about the run.
     """
     try:
-        open_store(cache.location, deadline_s=_MOST_S).get(_PROBE)
+        open_store(cache.location, deadline_s=_MOST_S).get(PROBE)
     except StoreError as error:
         return str(error)
     return None
@@ -32,7 +32,7 @@ def check_store(cache: CacheConfig, source: str) -> str | None:
     if cache.mode != "read-write":
         return None
     try:
-        open_store(cache.location, deadline_s=min(_MOST_S, cache.deadline_s)).create(_PROBE, b"")
+        open_store(cache.location, deadline_s=min(_MOST_S, cache.deadline_s)).create(PROBE, b"")
     except StoreError as error:
         return f"{source}: cache.location: {error}"
     return None
