@@ -30,7 +30,7 @@ from hotstart.cache.signing import MARK, SIGNATURE_BYTES, UNSEALED, Seal
 
 MAGIC = b"hotstart"
 VERSION = 1
-HEAD_BYTES = 4096  # holds all but the payload: a key has some 100 bytes, the meta some 200
+HEAD_BYTES = 32768  # holds all but the payload: a key has some 100 bytes, the meta up to 20,300
 _PREFIX = struct.Struct(">8sHIQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
@@ -38,13 +38,17 @@ _JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
 
 @dataclass(frozen=True)
 class EntryMeta:
-    """Where an entry comes from. Kept for people and reports; nothing is decided by it."""
+    """Where an entry comes from. Kept for people and reports; nothing is decided by it.
+
+    `parts` is what the key was made of (description.py); older entries have none.
+    """
 
     compile_s: float = 0.0
     jax: str = ""
     jaxlib: str = ""
     platform: str = ""
     writer: str = ""
+    parts: str = ""
 
 
 @dataclass(frozen=True)
