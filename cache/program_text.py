@@ -96,11 +96,6 @@ def operation_of(line: str) -> str:
     return "" if name in ("cond", "do", "reducer", "else") else name
 
 
-def without_types(line: str) -> str:
-    """A line whose tensor types are left out."""
-    return _TENSOR.sub("tensor", line)
-
-
 def _normalized(line: str) -> str | None:
     line = line.strip()
     if not line or line.startswith(("module", "}")) and not line.startswith("} do"):
@@ -145,22 +140,18 @@ def _value(text: str, name: str = "") -> Value:
     return Value(kind.strip(), found, name)
 
 
-_OPEN, _CLOSE = "([{<", ")]}>"
+_SPECIAL = re.compile(r'"(?:[^"\\]|\\.)*"|->|[()\[\]{}<>,]')
 
 
 def _characters(text: str) -> Iterator[tuple[int, str, int]]:
-    """Position, character and depth of brackets after it, outside of strings."""
-    depth, quoted, before = 0, False, ""
-    for i, character in enumerate(text):
-        if character == '"' and before != "\\":
-            quoted = not quoted
-        if not quoted:
-            if character in _OPEN:
-                depth += 1
-            elif character in _CLOSE and not (character == ">" and before == "-"):
-                depth -= 1
-            yield i, character, depth
-        before = "" if before == "\\" else character
+    """Brackets and commas outside of strings: position, character, depth of brackets after it."""
+    depth = 0
+    for match in _SPECIAL.finditer(text):
+        character = match[0]
+        if len(character) > 1:
+            continue
+        depth += 1 if character in "([{<" else -1 if character in ")]}>" else 0
+        yield match.start(), character, depth
 
 
 def _until_closed(text: str) -> tuple[str, str]:
