@@ -36,7 +36,6 @@ class Circumstances:
 
     mode: str = ""
     location: str = ""
-    compile: str = ""
     unsigned: int = 0
     errors: int = 0
     warnings: tuple[str, ...] = ()
@@ -205,12 +204,6 @@ def _same_reason(
     trouble = _trouble(program.key, around)
     if trouble:
         return trouble
-    if (
-        around.compile == "every"
-        and "hit" not in program.outcomes
-        and "unstored" not in before.outcomes
-    ):
-        pass
     if {*before.outcomes} <= {"unfinished"}:
         return f"attempt {last} ended before it was compiled"
     if {*before.outcomes} <= {"unstored", "unfinished"}:

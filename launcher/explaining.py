@@ -159,7 +159,8 @@ def circumstances(attempt: AttemptFacts, cache: Mapping[str, Any], problem: str)
 def render(explained: Mapping[str, Any]) -> Iterator[str]:
     """Lines for people."""
     if explained["run"] is not None:
-        yield f"run {explained['run']}, attempt {explained['attempt']}; cache {explained['location']}"
+        where = f"cache {explained['location']}"
+        yield f"run {explained['run']}, attempt {explained['attempt']}; {where}"
         if not explained["recorded"]:
             yield (
                 "  what this attempt asked for is not in its record: it ended before its first "

@@ -48,7 +48,8 @@ def main(location: str, variants: set[str]) -> None:
     def place(values: Any, *axes: str | None) -> Any:
         return jax.device_put(values, jax.sharding.NamedSharding(mesh, over(*axes)))
 
-    batch = place(np.ones((rows, 16), dtype), "d", None)
+    axes = (None, "d") if "across" in variants else ("d", None)
+    batch = place(np.ones((rows, 16), dtype), *axes)
     weights: Any = jnp.asarray(np.ones((16, 16), dtype))
     if "sharding" in variants:
         weights = place(weights, None, "d")

@@ -66,6 +66,7 @@ PLANTS = [
     _plant("shape", "shape", "[16,16]", "[8,16]", variant="shape"),
     _plant("donation", "donation", "params['w']", "donated", variant="donation"),
     _plant("sharding", "sharding", "params['w']", variant="sharding", group="placing"),
+    _plant("batch-sharding", "sharding", "batch", variant="across"),
     _plant("restored", "committed", "params['w']", "restored", variant="restored", group="placing"),
 ]  # fmt: skip
 BY_NAME = {plant.name: plant for plant in PLANTS}
