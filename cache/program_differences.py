@@ -86,8 +86,12 @@ def compare_programs(
     changes += _results(before, after, signature, other_devices)
     signature = {change.kind for change in changes if not change.follows}
     other_tracing = other_jax or bool({*settings} - _PLAIN_SETTINGS)
-    if {*settings} & _PLAIN_SETTINGS:
+    if {*settings} & _PLAIN_SETTINGS and before.lines != after.lines:
         before, after = _without_precision(before), _without_precision(after)
+        if before.lines == after.lines:
+            text = "the precision of its operations differs"
+            changes.append(Change("code", "the operations", None, None, text, follows=True))
+            return sorted(changes, key=lambda change: change.follows)
     changes += _code(before, after, pairs, signature, other_devices, other_tracing)
     return sorted(changes, key=lambda change: change.follows)
 
