@@ -22,7 +22,7 @@ from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
 
 PREFIX = f"entries/v{VERSION}/"
-MAX_READ = 64  # entries of a module, the latest ones
+MAX_READ = 24  # entries of a module, the latest ones
 _NAME = re.compile(rf"{PREFIX}([0-9a-f]{{64}})(?:-([A-Za-z0-9_.]+))?(?:~(\d))?")
 
 
@@ -84,11 +84,17 @@ def module_of(key: str) -> str:
 
 
 def entries_of(
-    store: Store, module: str, seal: Seal = UNSEALED, *, always: Collection[str] = ()
+    store: Store,
+    module: str,
+    seal: Seal = UNSEALED,
+    *,
+    always: Collection[str] = (),
+    unread: Collection[str] = (),
 ) -> list[Known]:
     """The entries of a module, the oldest first; the latest `MAX_READ` are read, and `always`.
 
-    `always` are keys. What does not verify counts as not there. Raises `StoreError`.
+    Both are keys; of those in `unread` it is enough to know that they are there. What does not
+    verify counts as not there. Raises `StoreError`.
     """
     wanted = entry_name(f"{module}-{'0' * 64}").removeprefix(f"{PREFIX}{'0' * 64}-")
     stats = sorted(
@@ -99,7 +105,12 @@ def entries_of(
     chosen = {stat.name for stat in stats[-MAX_READ:]} | names
     chosen_stats = [stat for stat in stats if stat.name.partition("~")[0] in chosen]
 
+    listed_only = {entry_name(key): key for key in unread}
+
     def read(stat: ObjectStat) -> Known | None:
+        key = listed_only.get(stat.name.partition("~")[0])
+        if key is not None:
+            return Known(key, stat.modified_s, stat.name)
         return _read(store, stat, seal)
 
     with ThreadPoolExecutor(8, thread_name_prefix="hotstart-explain") as pool:

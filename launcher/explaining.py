@@ -104,9 +104,10 @@ def explain_recorded(
             store = open_cache(location)
             seal = Seal(keyring, store.url)
             location = store.url
-            keys = [p.key for p in asked.get(attempt.attempt, ())]
+            own = asked.get(attempt.attempt, ())
+            keys, told = [p.key for p in own], [p.key for p in own if p.parts]
             for module in sorted(missed | shared):
-                entries[module] = entries_of(store, module, seal, always=keys)
+                entries[module] = entries_of(store, module, seal, always=keys, unread=told)
     except (CacheError, UsageError) as error:
         problem = str(error)
     around = circumstances(attempt, cache, problem)
