@@ -132,7 +132,6 @@ def disable() -> None:
             return
         flush(None)
         _active.link.uninstall()
-        _active.link.recorder.close()
         _active.cache.close()
         _active = None
 

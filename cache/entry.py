@@ -77,7 +77,8 @@ def entry_name(key: str) -> str:
 
 def encode(key: str, payload: bytes | memoryview, meta: EntryMeta, seal: Seal = UNSEALED) -> bytes:
     """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
-    header = json.dumps({"key": key, "meta": asdict(meta)}, separators=(",", ":")).encode()
+    described = {name: value for name, value in asdict(meta).items() if name != "parts" or value}
+    header = json.dumps({"key": key, "meta": described}, separators=(",", ":")).encode()
     head = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header
     digest = _digest(head, payload)
     return b"".join((head, digest, payload, seal.sign(entry_name(key), digest)))

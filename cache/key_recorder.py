@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class KeyRecorder:
         self._reader = reader
         self._making = threading.local()
         self._pid = os.getpid()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hotstart-describe")
+        self._one_by_one = threading.Lock()
 
     def recording(
         self, devices: Sequence[Any], jaxlib: str, names: Callable[[], list[str]]
@@ -130,14 +130,21 @@ class KeyRecorder:
             return None
         names: list[str] = _or_nothing(recorded.names, [])  # XLA may change the module meanwhile
         recorded.names = list
+        described: Future[str] = Future()
+        # Ends with its work, so it may be waited for; a daemon inside of MLIR, as Python ends,
+        # would abort the process.
+        thread = threading.Thread(
+            target=self._describe, args=(recorded, names, described), name="hotstart-describe"
+        )
         try:
-            return self._pool.submit(self._text, recorded, names)
-        except RuntimeError:  # the interpreter is ending
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or a limit on threads
             return None
+        return described
 
-    def close(self) -> None:
-        """Take no more; does not block."""
-        self._pool.shutdown(wait=False)
+    def _describe(self, recorded: Recorded, names: Sequence[str], described: Future[str]) -> None:
+        with self._one_by_one:
+            described.set_result(self._text(recorded, names))
 
     def _text(self, recorded: Recorded, names: Sequence[str]) -> str:
         try:

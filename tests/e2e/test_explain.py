@@ -38,6 +38,29 @@ SCRIPT = """
     if "fail" in plants and attempt == 1:
         sys.exit(3)
 """
+# What attempt 1 has stored is deleted before it fails.
+GONE = """
+    import pathlib, sys
+    import jax, jax.numpy as jnp
+    import jax.experimental.multihost_utils
+    import numpy as np
+    from hotstart import cache
+    from hotstart.launcher import context
+
+    def advance(batch):
+        return jnp.tanh(batch).sum()
+
+    print("loss", float(jax.jit(advance)(np.ones((2, 4), np.float32))))
+    context.step(1)
+    if context.attempt() == 1:
+        cache.flush(30)
+        jax.experimental.multihost_utils.sync_global_devices("flushed")
+        if context.process_index() == 0:
+            for path in pathlib.Path("cache-gone/entries/v1").iterdir():
+                path.unlink()
+        jax.experimental.multihost_utils.sync_global_devices("deleted")
+        sys.exit(3)
+"""
 JOB = """
     script: train.py
     workers: 2
@@ -116,7 +139,13 @@ def test_explain_run_names_the_process_that_disagrees(
 
 
 def test_explain_run_whose_entries_were_deleted_says_that_nothing_changed(here: Site) -> None:
-    launch(here, "none", "cache.location=cache-gone", "run_dir=runs-gone")
-    launch(here, "fail,delete", "cache.location=cache-gone", "run_dir=runs-gone")
-    explained = explain(here, "--run-dir", str(here.folder / "runs-gone"), "--attempt", "2")
-    assert kinds(advanced(explained)) == ["committed"]
+    options = ("cache.location=cache-gone", "script=gone.py")
+    here.write("gone.py", GONE)
+    launch(here, "none", *options)
+    explained = explain(here)
+    program = advanced(explained)
+    assert (program["status"], program["causes"]) == ("same", [])
+    assert program["summary"].startswith("nothing has changed since attempt 1: ")
+    assert "it was" in program["reason"] or "was gone" in program["reason"]
+    shown = here.run("report", "latest")
+    assert "jit_advance compiled (process 0): nothing has changed since attempt 1" in shown.stdout
