@@ -64,12 +64,14 @@ def enable(
     resolver: Resolver | None = None,
     on_request: Callable[[Request], None] | None = None,
     keyring: Keyring | None = None,
+    on_described: Callable[[str, str], None] = lambda key, parts: None,
 ) -> None:
     """See `hotstart.cache.enable`.
 
     `on_change` is called after each change of a counter, `on_request` with each program that JAX
-    asked for. `resolver` is the launcher's; without one, processes coordinate in the store.
-    `keyring` is this host's signing keys; where it is None they are read here.
+    asked for, `on_described` with the key of each that is compiled and what it was made of.
+    `resolver` is the launcher's; without one, processes coordinate in the store. `keyring` is
+    this host's signing keys; where it is None they are read here.
     """
     global _active
     config = replace(config, location=normalize_location(config.location))
@@ -114,6 +116,7 @@ def enable(
             return
         _active = _Active(config, cache, counters, link)
         link.requests.on_request = on_request
+        link.recorder.on_described = on_described
         if config.location.startswith("gs://") and not has_agent:
             # Its import is on the way to the first hit. No daemon thread: at its end Python aborts
             # where one of those is inside of native code, as such an import often is.

@@ -30,7 +30,7 @@ from hotstart.cache.signing import MARK, SIGNATURE_BYTES, UNSEALED, Seal
 
 MAGIC = b"hotstart"
 VERSION = 1
-HEAD_BYTES = 4096  # holds all but the payload: a key has some 100 bytes, the meta some 200
+HEAD_BYTES = 32768  # holds all but the payload: a key has some 100 bytes, the meta up to 20,300
 _PREFIX = struct.Struct(">8sHIQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
@@ -38,13 +38,17 @@ _JAX_KEY = re.compile(r"(?P<module>.+)-(?P<digest>[0-9a-f]{64})", re.DOTALL)
 
 @dataclass(frozen=True)
 class EntryMeta:
-    """Where an entry comes from. Kept for people and reports; nothing is decided by it."""
+    """Where an entry comes from. Kept for people and reports; nothing is decided by it.
+
+    `parts` is what the key was made of (description.py); older entries have none.
+    """
 
     compile_s: float = 0.0
     jax: str = ""
     jaxlib: str = ""
     platform: str = ""
     writer: str = ""
+    parts: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def entry_name(key: str) -> str:
 
 def encode(key: str, payload: bytes | memoryview, meta: EntryMeta, seal: Seal = UNSEALED) -> bytes:
     """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
-    header = json.dumps({"key": key, "meta": asdict(meta)}, separators=(",", ":")).encode()
+    described = {name: value for name, value in asdict(meta).items() if name != "parts" or value}
+    header = json.dumps({"key": key, "meta": described}, separators=(",", ":")).encode()
     head = _PREFIX.pack(MAGIC, VERSION, len(header), len(payload)) + header
     digest = _digest(head, payload)
     return b"".join((head, digest, payload, seal.sign(entry_name(key), digest)))

@@ -10,6 +10,8 @@ compiler._cache_write               stock returns at once where process_id is no
                                     that process 0 takes no part in is never stored.
 cache_key._hash_accelerator_config, on CPU only: without what differs by process (keys.py).
 cache_key.get
+cache_key._hash_...                 pass on what they hash to a recorder (key_recorder.py), where
+                                    they are there; the cache does not need it.
 compiler.get_compile_options,       a `jax_compilation_cache_dir` that a script set meanwhile is
 compiler.compile_or_get_cached      taken back first: it would have no effect but for other keys on
                                     JAX 0.10.
@@ -29,7 +31,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta
 from hotstart.cache.familiar import check as _check
 from hotstart.cache.familiar import unfamiliar
+from hotstart.cache.key_recorder import KeyRecorder
 from hotstart.cache.keys import cpu_accelerator_digest, process_independent_options
 from hotstart.cache.requests import RequestLog
 from hotstart.cache.serving import Serving
@@ -61,7 +64,8 @@ class JaxLink:
         self._cache = cache
         self._counters = counters
         self._min_compile_time_s = min_compile_time_s
-        self._serving = Serving(cache, counters, _describe)
+        self.recorder = KeyRecorder(JaxReader())
+        self._serving = Serving(cache, counters, _describe, self.recorder.describe)
         self._undo: list[Callable[[], None]] = []
         self._dir_warned = False
         self._compile_once = compile_once
@@ -92,6 +96,12 @@ class JaxLink:
         self._replace(compiler, "_cache_write", self._cache_write)
         self._wrap(cache_key, "_hash_accelerator_config", self._around_hash_accelerators)
         self._wrap(cache_key, "get", self._around_key)
+        for name, component in _HASHES.items():
+            if hasattr(cache_key, name):
+                around = functools.partial(self.recorder.around_component, component)
+                self._wrap(cache_key, name, around)
+        if hasattr(cache_key, "_hash_string"):
+            self._wrap(cache_key, "_hash_string", self.recorder.around_text)
         self._wrap(compiler, "get_compile_options", self._around_options)
         self._wrap(compiler, "compile_or_get_cached", serving.around_request)
         self._wrap(compiler, "compile_or_get_cached", self._around_options)
@@ -205,8 +215,16 @@ class JaxLink:
         *rest: Any,
         **kwargs: Any,
     ) -> Any:
-        options = process_independent_options(compile_options, list(devices.flat), backend)
-        return stock(module, devices, options, backend, *rest, **kwargs)
+        from jax._src import cache_key
+
+        used = list(devices.flat)
+        options = process_independent_options(compile_options, used, backend)
+        jaxlib = str(getattr(cache_key, "jaxlib_version_str", ""))
+        recorded = self.recorder.recording(used, jaxlib, lambda: _argument_names(module))
+        key = stock(module, devices, options, backend, *rest, **kwargs)
+        self.recorder.finish(recorded, key)
+        self._serving.note_key(recorded)
+        return key
 
     def _around_options(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._hold_place()
@@ -256,6 +274,29 @@ class JaxLink:
     def _wrap(self, module: Any, name: str, around: Callable[..., Any]) -> None:
         stock = getattr(module, name)
         self._replace(module, name, functools.wraps(stock)(functools.partial(around, stock)))
+
+
+# JAX's functions that hash a component each, with `description.COMPONENTS`.
+_HASHES = {
+    "_hash_computation": "computation",
+    "_hash_platform": "backend version",
+    "_hash_xla_flags": "XLA flags",
+    "_hash_serialized_compile_options": "compile options",
+    "_hash_accelerator_config": "devices",
+}
+_MAX_NAMES = 100  # of arguments: each takes some microseconds of the thread that compiles
+_LARGE_CONSTANT = 16  # elements
+
+
+def _argument_names(module: Any) -> list[str]:
+    """What the program calls its first arguments; the key's form of it no longer says."""
+    for operation in module.body.operations:
+        if "main" in str(operation.name):
+            return [
+                str(argument.location).removeprefix("loc(").removesuffix(")").strip('"')
+                for argument in list(operation.arguments)[:_MAX_NAMES]
+            ]
+    return []
 
 
 def _backend(
@@ -313,6 +354,76 @@ def has_backend() -> bool:
     from jax._src import xla_bridge
 
     return bool(xla_bridge._backends)
+
+
+class JaxReader:
+    """See `key_recorder.Reader`."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] | None = None
+
+    def module_text(self, bytecode: bytes) -> str:
+        from jax._src.interpreters import mlir
+        from jax._src.lib.mlir import ir
+
+        with mlir.make_ir_context():
+            module = ir.Module.parse(bytecode)
+            return str(module.operation.get_asm(large_elements_limit=_LARGE_CONSTANT))
+
+    def options(self, serialized: bytes) -> dict[str, str]:
+        from jax._src.lib import xla_client
+
+        options = xla_client.CompileOptions.ParseFromString(serialized)
+        build = options.executable_build_options
+        fields = {
+            **_fields(options, "executable_build_options", "env_option_overrides"),
+            **{f"build.{k}": v for k, v in _fields(build, "debug_options").items()},
+        }
+        for name, value in options.env_option_overrides:
+            fields[f"override.{name}"] = str(value)
+        # Protobuf's own text, whose first line is not stable.
+        for line in repr(build.debug_options).splitlines():
+            name, _, value = line.partition(": ")
+            if value:
+                known = fields.get(f"debug.{name}")
+                fields[f"debug.{name}"] = f"{known}, {value}" if known else value
+        return fields
+
+    def versions(self) -> dict[str, str]:
+        import jax
+
+        return {"jax": jax.__version__}
+
+    def settings(self) -> Mapping[str, Any]:
+        import jax
+        from jax._src import config
+
+        if self._names is None:
+            self._names = tuple(
+                name
+                for name in config.trace_context_names()
+                if isinstance(name, str) and name.startswith("jax_") and hasattr(jax.config, name)
+            )
+        return {name: getattr(jax.config, name) for name in self._names}
+
+    def device_count(self) -> int:
+        import jax
+
+        return jax.device_count()
+
+
+def _fields(holder: Any, *but: str) -> dict[str, str]:
+    """The plain attributes of one of XLA's options."""
+    fields = {}
+    for name in dir(holder):
+        if name.startswith("_") or name in but:
+            continue
+        value = getattr(holder, name)
+        if name == "device_assignment":
+            value = None if value is None else value.serialize().hex()
+        if not callable(value):
+            fields[name] = str(value)
+    return fields
 
 
 class _Runtime:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from hotstart.cache.ahead import Loaded
 from hotstart.cache.entry import Entry
 from hotstart.cache.errors import CacheRequired
+from hotstart.cache.key_recorder import Recorded
 from hotstart.cache.requests import Outcome, Request
 
 
@@ -24,6 +26,8 @@ class Scope:
     unloadable: the entries that JAX was given and could not load.
     superseded: the gang has published another executable than the one compiled here.
     required: what strict mode raises in place of the next compilation.
+    recorded: the keys that JAX has made, as they were made.
+    described: the description of the key of what is compiled, once it is there.
     """
 
     host_callbacks: bool = False
@@ -39,6 +43,8 @@ class Scope:
     stored_bytes: int | None = None
     superseded: bool = False
     required: CacheRequired | None = None
+    recorded: dict[str, Recorded] = field(default_factory=dict)
+    described: Future[str] | None = None
 
     @property
     def hit(self) -> Entry | Loaded | None:

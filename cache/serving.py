@@ -17,12 +17,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from hotstart.cache.ahead import LoadAhead
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta
 from hotstart.cache.errors import CacheRequired
+from hotstart.cache.key_recorder import Recorded
 from hotstart.cache.requests import RequestLog
 from hotstart.cache.scope import Current, Scope
 from hotstart.cache.shared import SharedCache
@@ -34,10 +36,15 @@ class Serving:
     """Serves the requests of this process's JAX from a `SharedCache`.
 
     describe: gives the metadata of an entry that took these seconds to compile here.
+    describe_key: begins to describe a key in the background, where that can be.
     """
 
     def __init__(
-        self, cache: SharedCache, counters: Counters, describe: Callable[[float], EntryMeta]
+        self,
+        cache: SharedCache,
+        counters: Counters,
+        describe: Callable[[float], EntryMeta],
+        describe_key: Callable[[Recorded], Future[str] | None] = lambda recorded: None,
     ) -> None:
         self.requests = RequestLog()
         self.ahead: LoadAhead | None = None
@@ -45,6 +52,12 @@ class Serving:
         self._counters = counters
         self._current = Current()
         self._describe = describe
+        self._describe_key = describe_key
+
+    def note_key(self, recorded: Recorded) -> None:
+        """JAX has made a key; a request makes several where it probes."""
+        if (scope := self._current.scope) is not None:
+            scope.recorded[recorded.key] = recorded
 
     # The backend's two methods.
 
@@ -72,8 +85,9 @@ class Serving:
         """Store what JAX has compiled; `pack` is still to be done to it, in the background."""
         scope = self._current.scope or Scope()
         replaces = scope.unloadable[-1].digest if scope.unloadable else None
+        meta, parts = self._describe(scope.compile_s), scope.described
         scope.superseded = self._cache.put(
-            key, value, self._describe(scope.compile_s), replaces=replaces, pack=pack
+            key, value, meta, replaces=replaces, pack=pack, parts=parts
         )
         scope.stored_bytes = len(value)
 
@@ -153,6 +167,9 @@ class Serving:
         """`backend_compile_and_load`."""
         scope = self._current.scope or Scope()
         scope.compiled = True
+        recorded = scope.recorded.get(scope.asked[-1]) if scope.asked else None
+        if recorded is not None:
+            scope.described = self._describe_key(recorded)
         if scope.required is not None:
             raise scope.required
         started = time.monotonic()

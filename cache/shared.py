@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from hotstart.cache.counters import Counters
@@ -114,20 +115,21 @@ class SharedCache:
         meta: EntryMeta,
         replaces: bytes | None = None,
         pack: Callable[[bytes | memoryview], bytes] | None = None,
+        parts: Future[str] | None = None,
     ) -> bool:
         """Take an entry that JAX has compiled; it is stored in the background.
 
-        `pack` is called there on the payload. `replaces` is the digest of the entry that JAX was
-        given and could not load. True where the gang runs another executable already, which is
-        to be loaded in place of this one: only where it was compiled without a lease, and then
-        this blocks on the node directory.
+        `pack` is called there on the payload, and `parts`, what the key was made of, waited for.
+        `replaces` is the digest of the entry that JAX was given and could not load. True where
+        the gang runs another executable already, which is to be loaded in place of this one: only
+        where it was compiled without a lease, and then this blocks on the node directory.
         """
         with self._lock:
             leased = key in self._leased
             self._leased.discard(key)
             unloadable = self._unloadable.pop(key, set())
         replaces = replaces or next(iter(unloadable), None)
-        pending = Pending(key, payload, meta, replaces, pack=pack)
+        pending = Pending(key, payload, meta, replaces, pack=pack, parts=parts)
         if self._resolver.has_agent and not leased:
             digest, canonical, _ = self._publish(pending, leased=False)
             return canonical is not None and digest != canonical
@@ -271,7 +273,8 @@ class SharedCache:
         is where it belongs now.
         """
         resolver, key = self._resolver, pending.key
-        data = encode(key, pending.packed(), pending.meta, self._seal)
+        meta = pending.described(wait=leased)  # without a lease, on the thread that compiles
+        data = encode(key, pending.packed(), meta, self._seal)
         digest = entry_digest(data)
         with self._lock:
             bad = key in self._bad

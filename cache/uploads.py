@@ -13,11 +13,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
 from hotstart.cache.entry import EntryMeta
 
 logger = logging.getLogger(__name__)
+
+_DESCRIBE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Pending:
     replaces: the digest of a stored entry that JAX could not load.
     node_copy: the encoded entry as it was read from the store, to be left in the node directory.
     digest: that of `node_copy`; of what was compiled here none is known yet.
+    parts: what the key was made of, once that is described.
     """
 
     key: str
@@ -38,6 +42,17 @@ class Pending:
     node_copy: bytes | None = None
     digest: bytes = b""
     pack: Callable[[bytes | memoryview], bytes] | None = None
+    parts: Future[str] | None = None
+
+    def described(self, *, wait: bool) -> EntryMeta:
+        """The metadata with what the key was made of; "" where that is not there, or not yet."""
+        parts = self.parts
+        if parts is None or not (wait or parts.done()):
+            return self.meta
+        try:
+            return replace(self.meta, parts=parts.result(_DESCRIBE_S))
+        except Exception:  # cancelled as the interpreter ends, or stuck
+            return self.meta
 
     def packed(self) -> bytes | memoryview:
         """The entry's payload. Takes as long as compressing does."""

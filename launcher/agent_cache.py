@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hotstart.cache.config import CacheConfig, node_dir_of
+from hotstart.cache.description import MAX_TEXT
 from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.keyring import load_keyring
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _OPEN_S = 10.0
 _CORES_A_WORKER = 2
+_MAX_DESCRIBED = 1000  # keys of one worker
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class AgentCache:
         self._upstream: Upstream | None = None
         self._host: HostCache | None = None
         self._asked: dict[int, list[dict[str, Any]]] = {}
+        self._parts: dict[int, dict[str, str]] = {}
         self._options: dict[str, str] = {}
         self._devices: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._begun: int | None = None
@@ -113,6 +116,7 @@ class AgentCache:
         with self._lock:
             self._begun = attempt
             self._asked = {}
+            self._parts = {}
             self._senders = dict(senders)
             self._awaiting_plan.clear()
         if self._host is not None:
@@ -131,6 +135,12 @@ class AgentCache:
                 request["devices"] = self._devices.setdefault(devices, devices)
                 asked = self._asked.setdefault(worker, [])
                 asked.append({**request, "order": len(asked)})
+        elif "described" in message:
+            key, parts = str(message["described"]), str(message.get("parts", ""))
+            with self._lock:
+                known = self._parts.setdefault(worker, {})
+                if len(known) < _MAX_DESCRIBED and len(parts) <= MAX_TEXT:
+                    known[key] = parts
         elif message.get("ask") == "planned":
             self._tell_plan(worker, int(message["request"]))
         elif "ask" in message and self._host is not None:
@@ -163,9 +173,23 @@ class AgentCache:
             send(self._plan_of(known, worker, number))
 
     def asked(self) -> dict[int, list[dict[str, Any]]]:
-        """What JAX has asked for in this host's workers of the attempt, by process index."""
+        """What JAX has asked for in this host's workers of the attempt, by process index.
+
+        With `parts`, what its key was made of, where a worker has compiled it, or had begun to.
+        """
         with self._lock:
-            return {worker: list(asked) for worker, asked in self._asked.items()}
+            return {
+                worker: self._asked_by(worker) for worker in sorted({*self._asked, *self._parts})
+            }
+
+    def _asked_by(self, worker: int) -> list[dict[str, Any]]:
+        asked, left = [], dict(self._parts.get(worker, {}))
+        for request in self._asked.get(worker, ()):
+            parts = left.pop(str(request.get("key")), None)
+            asked.append(request if parts is None else {**request, "parts": parts})
+        for key, parts in left.items():  # it ended before it was compiled
+            asked.append({"key": key, "order": len(asked), "outcome": "unfinished", "parts": parts})
+        return asked
 
     def hand_out(self, key: str, digest: bytes) -> bytes | None:
         """The bytes of an entry for another host."""

@@ -124,6 +124,7 @@ def asked_of(request: Request) -> dict[str, Any]:
         "options": base64.b64encode(request.options).decode(),
         "devices": list(request.device_ids),
         "callbacks": request.host_callbacks,
+        "outcome": request.outcome,
     }
 
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.asked import Versions, choose, merge
+from hotstart.launcher.asked_facts import asked_facts
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.worker_facts import installed
@@ -109,7 +110,10 @@ class Ahead:
         Raises nothing.
         """
         try:
-            self._learn(attempt, gang, answers(), stepped=stepped, done=done)
+            asked = answers()
+            if facts := asked_facts(asked):
+                self._record.keep_asked(attempt, facts)
+            self._learn(attempt, gang, asked, stepped=stepped, done=done)
         except StoreError as error:
             logger.warning("what attempt %d asked for is not recorded: %s", attempt, error)
         except Exception:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hotstart.launcher.explain_commands import explain
+
 if TYPE_CHECKING:
     from hotstart.cache.verify import Looked
 
@@ -20,6 +22,9 @@ _PROBLEMS = 1
 @click.group()
 def cache() -> None:
     """Look after a cache: a directory or gs://bucket/prefix."""
+
+
+cache.add_command(explain)
 
 
 @cache.command(epilog="\b\nExamples:\n  hotstart cache verify gs://bucket/cache\n"

@@ -306,9 +306,10 @@ def _runs_location(run_dir: str | None) -> str:
 
 
 def _print_report(record: Any, as_json: bool) -> None:
-    from hotstart.launcher.report import build_report, render_text
+    from hotstart.launcher.misses import report_of
+    from hotstart.launcher.report import render_text
 
-    built = build_report(record.read())
+    built = report_of(record)
     if as_json:
         click.echo(json.dumps(built, indent=2))
         return

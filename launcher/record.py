@@ -14,6 +14,8 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/workers/<i:05d>  the report of process index i at its end
     <run>/attempts/<n:05d>/end              how attempt n ended
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
+    <run>/attempts/<n:05d>/asked/<size:08d>  who asked for which key, and of what it was made; the
+                                            largest holds the others (asked_facts.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
 All are JSON objects but `job.yaml` and stacks. Where the launching host has a signing key, each
@@ -35,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hotstart.cache.store import ObjectStat, Store
+from hotstart.launcher.asked_facts import AskedProgram, read_asked, size_of
 from hotstart.launcher.errors import RecordDamaged, RunOwned, UsageError
 from hotstart.launcher.facts import (
     AttemptFacts,
@@ -61,7 +64,7 @@ RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8})")
 _ATTEMPT_FACT = re.compile(
     r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
-    r"|stacks/\d{5})"
+    r"|asked/(\d{8})|stacks/\d{5})"
 )
 _END = re.compile(r"(\d{8})")
 
@@ -72,6 +75,7 @@ class _Names:
 
     facts: dict[str, str] = field(default_factory=dict)
     manifests: dict[ManifestSummary, str] = field(default_factory=dict)
+    asked: dict[int, str] = field(default_factory=dict)
 
 
 class RunRecord:
@@ -207,6 +211,21 @@ class RunRecord:
                     self._warn_once(name, f"is no manifest: {error}; it is skipped")
         return None
 
+    def keep_asked(self, n: int, facts: Mapping[str, Any]) -> None:
+        """Keep what attempt n has asked the cache for so far, as `asked_facts` gives it."""
+        self.create_fact(f"attempts/{n:05d}/asked/{min(size_of(facts), 99_999_999):08d}", facts)
+
+    def asked(self) -> dict[int, tuple[AskedProgram, ...]]:
+        """What each attempt has asked for; of attempts of older versions nothing is known."""
+        latest = {
+            n: there.asked[max(there.asked)]
+            for n, there in sorted(self._attempt_names().items())
+            if there.asked
+        }
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            facts = pool.map(self._read, latest.values())
+            return {n: read_asked(fact) for n, fact in zip(latest, facts, strict=True)}
+
     def finish(self, state: FinalState, exit_code: int, reason: str, *, epoch: int) -> None:
         """Record the run's end under the owner of `epoch`; without effect once superseded."""
         facts = {"state": state, "exit_code": int(exit_code), "reason": reason}
@@ -330,10 +349,12 @@ class RunRecord:
 
     def _attempt_names(self) -> dict[int, _Names]:
         names: dict[int, _Names] = {}
-        for (n, fact, index, keys, size), stat in self._matching("attempts/", _ATTEMPT_FACT):
+        for (n, fact, index, keys, size, asked), stat in self._matching("attempts/", _ATTEMPT_FACT):
             there = names.setdefault(int(n), _Names())
             if keys:
                 there.manifests[ManifestSummary(int(keys), int(size))] = stat.name
+            elif asked:
+                there.asked[int(asked)] = stat.name
             elif fact or index:
                 there.facts[fact or index] = stat.name
         return names

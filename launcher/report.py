@@ -302,6 +302,9 @@ def _attempt_line(attempt: Mapping[str, Any]) -> str:
 
 
 def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
+    for miss in attempt.get("misses", ()):
+        if miss["text"]:
+            yield miss["text"]
     for difference in attempt.get("differences", ()):
         yield f"warning: {difference['text']}"
     for host in attempt["hosts"]:

@@ -197,6 +197,7 @@ def _enable_cache(
         resolver=resolver,
         keyring=keyring,
         on_request=on_request,
+        on_described=lambda key, parts: channel.send({"described": key, "parts": parts}),
     )
     if resolver is not None and attempt.load_ahead:
         threading.Thread(

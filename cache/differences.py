@@ -1,0 +1,305 @@
+"""How two keys differ: which components, and what in them.
+
+Pure. A cause is named only where its component's own digest differs, and it is what differs in
+that component, read off; no cause is inferred from another. What differs only as a consequence of
+a cause (more devices make more partitions) is not a cause, but is kept beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hotstart.cache.description import COMPONENTS, Description
+from hotstart.cache.program_differences import compare_programs
+
+Kind = Literal[
+    "flag",
+    "version",
+    "devices",
+    "compile_option",
+    "compression",
+    "hook",
+    "jax_config",
+    "dtype",
+    "shape",
+    "arguments",
+    "donation",
+    "sharding",
+    "committed",
+    "layout",
+    "code",
+    "unknown",
+]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that differs.
+
+    component: of the key, as in `description.COMPONENTS`.
+    subject: what has changed: a flag, an option, an argument.
+    before, after: its values, None where it was not there.
+    text: all of that in one line.
+    """
+
+    kind: Kind
+    component: str
+    subject: str
+    before: str | None
+    after: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that differs: the components, the causes, and what follows from those."""
+
+    components: tuple[str, ...]
+    causes: tuple[Cause, ...]
+    follows: tuple[Cause, ...] = ()
+
+    @property
+    def distance(self) -> tuple[int, int]:
+        """How much differs: components first, then what in them."""
+        return len(self.components), len(self.causes) + len(self.follows)
+
+
+def compare(before: Description, after: Description) -> Comparison:
+    """What differs in `after` against `before`."""
+    components = tuple(
+        name for name in COMPONENTS if before.digests.get(name, "") != after.digests.get(name, "")
+    )
+    found = _Found(before, after, components)
+    return Comparison(components, tuple(found.causes), tuple(found.follows))
+
+
+class _Found:
+    """Gathers causes; the order of the steps matters, for later ones know the earlier."""
+
+    def __init__(self, before: Description, after: Description, components: Iterable[str]) -> None:
+        self.causes: list[Cause] = []
+        self.follows: list[Cause] = []
+        self._before, self._after = before, after
+        self._fewer_devices = before.devices.get("count") != after.devices.get("count")
+        components = set(components)
+        steps = {
+            "XLA flags": self._flags,
+            "jaxlib version": lambda: self._versions("jaxlib version", "jaxlib"),
+            "backend version": lambda: self._versions(
+                "backend version", "backend", "backend version"
+            ),
+            "compression": lambda: self._text(
+                "compression", "compression", "compression", before.compression, after.compression
+            ),
+            "custom hook": lambda: self._text(
+                "hook", "custom hook", "JAX's custom_hook", before.hook, after.hook
+            ),
+            "computation": self._computation,
+            "devices": self._devices,
+            "compile options": self._options,
+        }
+        for component, step in steps.items():
+            if component in components:
+                count = len(self.causes) + len(self.follows)
+                step()
+                if count == len(self.causes) + len(self.follows):
+                    self._unknown(component)
+        if not (before.complete and after.complete) and not components:
+            self._unknown("something that hotstart does not know of")
+
+    def _flags(self) -> None:
+        before, after = _by_name(self._before.flags), _by_name(self._after.flags)
+        for name in sorted({*before, *after}):
+            if before.get(name, ("", ""))[1] == after.get(name, ("", ""))[1]:
+                continue
+            source = after.get(name, before.get(name, ("", "")))[0]
+            was, now = (values.get(name, (None, None))[1] for values in (before, after))
+            text = f"{source}: {_changed(name, was, now)}"
+            self.causes.append(Cause("flag", "XLA flags", name, was, now, text))
+
+    def _versions(self, component: str, *names: str) -> None:
+        for name in names:
+            was, now = self._before.versions.get(name), self._after.versions.get(name)
+            if was != now:
+                self._add("version", component, name, was, now)
+
+    def _computation(self) -> None:
+        before, after = self._before, self._after
+        was, now = before.versions.get("jax"), after.versions.get("jax")
+        if was != now:
+            self._add("version", "computation", "jax", was, now)
+        for name in sorted({*before.settings} & {*after.settings}):
+            if before.settings[name] != after.settings[name]:
+                self._add(
+                    "jax_config", "computation", name, before.settings[name], after.settings[name]
+                )
+        if before.program is None or after.program is None:
+            self._unknown("computation")
+            return
+        for change in compare_programs(
+            before.program,
+            after.program,
+            other_devices=self._fewer_devices,
+            other_jax=was != now,
+            settings=[cause.subject for cause in self.causes if cause.kind == "jax_config"],
+        ):
+            cause = Cause(
+                change.kind, "computation", change.subject, change.before, change.after, change.text
+            )
+            (self.follows if change.follows else self.causes).append(cause)
+
+    def _devices(self) -> None:
+        before, after = self._before.devices, self._after.devices
+        changed = [name for name in _DEVICE_NAMES if before.get(name) != after.get(name)]
+        placed = any(cause.kind in ("sharding", "committed") for cause in self.causes)
+        same_machine = before.get("all") == after.get("all")
+        if placed and same_machine and set(changed) <= {"count", "kinds", "share", "processes"}:
+            text = (
+                f"the program spans {after.get('count')} devices, not {before.get('count')}, as "
+                "its shardings say"
+            )
+            self.follows.append(
+                Cause("devices", "devices", "count", before.get("count"), after.get("count"), text)
+            )
+            return
+        # The kinds' counts, and each process's share, say the same once more.
+        if "count" in changed:
+            hidden = {"kinds", "share"} if _kinds(before) == _kinds(after) else {"share"}
+            changed = [name for name in changed if name not in hidden]
+        for name in changed:
+            subject = _DEVICE_NAMES[name]
+            was, now = before.get(name), after.get(name)
+            text = _changed(subject, was, now)
+            if name == "count":
+                text += _of_all(before, after)
+                text += _flags_outside(self._before.outside, self._after.outside)
+            if name == "processor":
+                was, now, text = _processors(was or "", now or "")
+            self.causes.append(Cause("devices", "devices", subject, was, now, text))
+
+    def _options(self) -> None:
+        before, after = self._before.options, self._after.options
+        flags = {c.subject.lstrip("-") for c in self.causes if c.kind == "flag"}
+        flags |= {
+            name.removeprefix("override.")
+            for name in {*before, *after}
+            if name.startswith("override.") and before.get(name) != after.get(name)
+        }
+        shaped = any(cause.component == "computation" for cause in (*self.causes, *self.follows))
+        for name in sorted({*before, *after}):
+            was, now = before.get(name), after.get(name)
+            if was == now:
+                continue
+            leaf = name.rpartition(".")[2] if not name.endswith("...") else name
+            follows = (
+                (name.startswith("debug.") and leaf in flags)
+                or (name == _OTHER_PLATFORM and any("gpu" in flag for flag in flags))
+                or (name.startswith("debug.") and self._other_jax)
+                or (leaf in _BY_DEVICES and (self._fewer_devices or self._is_placed()))
+                or (leaf in _BY_PROGRAM and shaped)
+            )
+            text = f"compile option {_changed(name, was, now)}"
+            cause = Cause("compile_option", "compile options", name, was, now, text)
+            if leaf == "device_assignment" and not follows:
+                text = "the program runs on other devices of its process, or in another order"
+                cause = Cause("devices", "compile options", name, was, now, text)
+                if name.startswith("build."):
+                    continue
+            (self.follows if follows else self.causes).append(cause)
+
+    @property
+    def _other_jax(self) -> bool:
+        return self._before.versions.get("jax") != self._after.versions.get("jax")
+
+    def _is_placed(self) -> bool:
+        found = (*self.causes, *self.follows)
+        return any(cause.kind in ("sharding", "committed") for cause in found)
+
+    def _text(self, kind: Kind, component: str, subject: str, was: str, now: str) -> None:
+        self._add(kind, component, subject, was, now)
+
+    def _add(
+        self, kind: Kind, component: str, subject: str, was: str | None, now: str | None
+    ) -> None:
+        self.causes.append(Cause(kind, component, subject, was, now, _changed(subject, was, now)))
+
+    def _unknown(self, component: str) -> None:
+        text = f"{component} differs, in what can't be read from what was recorded"
+        self.causes.append(Cause("unknown", component, component, None, None, text))
+
+
+_DEVICE_NAMES = {
+    "platform": "the devices' platform",
+    "count": "the number of devices",
+    "kinds": "the kinds of devices",
+    "processes": "the number of processes",
+    "share": "the devices of each process",
+    "processor": "the processor",
+    "places": "the devices' places in the topology",
+}
+_BY_DEVICES = ("num_partitions", "num_replicas", "device_assignment")
+_BY_PROGRAM = (
+    "allow_spmd_sharding_propagation_to_output",
+    "allow_spmd_sharding_propagation_to_parameters",
+    "argument_layouts",
+    "result_layout",
+)
+_OTHER_PLATFORM = "debug.xla_gpu_..."
+
+
+def _by_name(flags: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
+    """By a flag's name: where it comes from, and its values in order."""
+    found: dict[str, tuple[str, str]] = {}
+    for source, given in flags.items():
+        for flag in given:
+            name, equals, value = flag.partition("=")
+            value = value if equals else "on"
+            before = found.get(name)
+            found[name] = (source, f"{before[1]}, {value}" if before else value)
+    return found
+
+
+def _changed(subject: str, was: str | None, now: str | None) -> str:
+    if was is None:
+        return f"{subject} is {_quoted(now)} and was not set"
+    if now is None:
+        return f"{subject} is not set and was {_quoted(was)}"
+    return f"{subject} is {_quoted(now)} and was {_quoted(was)}"
+
+
+def _quoted(value: str | None) -> str:
+    return '""' if value == "" else str(value)
+
+
+def _kinds(devices: Mapping[str, str]) -> set[str]:
+    return {kind.partition(" x ")[2] for kind in devices.get("kinds", "").split(", ")}
+
+
+def _of_all(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    was, now = before.get("all"), after.get("all")
+    return f" (of {now} in all)" if was == now and now != after.get("count") else ""
+
+
+def _flags_outside(before: list[str], after: list[str]) -> str:
+    """Flags are not in the key that show in the devices."""
+    changes = [*_only(before, after, "no longer "), *_only(after, before, "")]
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
+def _only(flags: list[str], others: list[str], word: str) -> Iterator[str]:
+    yield from (f"{word}{flag}" for flag in flags if flag not in others and "device" in flag)
+
+
+def _processors(was: str, now: str) -> tuple[str, str, str]:
+    """Model and features are long texts: only what differs."""
+    before, after = was.split(), now.split()
+    gone = [word for word in before if word not in set(after)]
+    new = [word for word in after if word not in set(before)]
+    text = "the processor's model or features differ, and executables are native code"
+    if gone:
+        text += f"; gone: {' '.join(gone[:20])}"
+    if new:
+        text += f"; new: {' '.join(new[:20])}"
+    return " ".join(gone), " ".join(new), text

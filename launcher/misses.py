@@ -1,0 +1,72 @@
+"""The report with, for each attempt that compiled something, one line a program: why."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hotstart.cache.errors import CacheError
+from hotstart.launcher.explaining import explain_recorded, short
+from hotstart.launcher.record import RunRecord
+from hotstart.launcher.report import build_report
+
+logger = logging.getLogger(__name__)
+
+_MAX_FIRST = 3  # programs that are simply new are summed up where there are more
+
+
+def report_of(record: RunRecord) -> dict[str, Any]:
+    """`build_report` of a record, with `misses`. Blocks; raises `StoreError` for the record.
+
+    A cache that can't be looked at costs lines, never the report.
+    """
+    facts = record.read()
+    report = build_report(facts)
+    asked = record.asked() if facts.attempts else {}
+    for attempt, shown in zip(facts.attempts, report["attempts"], strict=True):
+        shown["misses"] = []
+        if not any(program.missed for program in asked.get(attempt.attempt, ())):
+            continue
+        try:
+            from hotstart.cache.keyring import load_keyring
+
+            explained = explain_recorded(record, attempt, load_keyring(), asked=asked)
+        except CacheError as error:
+            logger.warning("what attempt %d compiled is not explained: %s", attempt.attempt, error)
+            continue
+        shown["misses"] = _misses(explained)
+    return report
+
+
+def _misses(explained: dict[str, Any]) -> list[dict[str, Any]]:
+    programs = explained["programs"]
+    first = [program for program in programs if program["status"] == "first"]
+    misses = [_miss(program) for program in programs if program not in first]
+    if len(first) > _MAX_FIRST:
+        modules = list(dict.fromkeys(program["module"] for program in first))
+        more = f" and {len(modules) - _MAX_FIRST} more" if len(modules) > _MAX_FIRST else ""
+        text = (
+            f"{len(first)} programs compiled of which no earlier one is known: "
+            f"{', '.join(modules[:_MAX_FIRST])}{more}"
+        )
+        misses += [{**_miss(program), "text": ""} for program in first]
+        misses[-len(first)]["text"] = text
+    else:
+        misses += [_miss(program) for program in first]
+    for found in explained["disagreements"]:
+        misses.append(
+            {
+                "key": found["key"],
+                "module": found["module"],
+                "processes": found["processes"],
+                "status": "disagreement",
+                "causes": found["causes"],
+                "text": f"processes differ: {found['summary']}",
+            }
+        )
+    return misses
+
+
+def _miss(program: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: program[name] for name in ("key", "module", "processes", "status", "causes")}
+    return {**kept, "text": short(program)}
