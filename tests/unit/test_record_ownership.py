@@ -62,7 +62,8 @@ def test_ownership_is_refused_when_the_beat_moves(store, take, clock):
 
     assert str(raised.value) == (
         "run lm-1 in /runs is owned by pid 41 on host-a (user ann) since "
-        "2027-01-15 08:00:00 UTC by the store's clock; stop that driver first"
+        "2027-01-15 08:00:00 UTC by the store's clock; stop that driver first "
+        "(hotstart stop lm-1)"
     )
     assert len(clock.slept) == 3
 
