@@ -102,7 +102,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"run {status['run']} in {status['run_dir']}"
     ended = f" (exit code {status['exit_code']}): {status['reason']}" if status["reason"] else ""
     yield f"state: {status['state']}{ended}"
-    if status["owner"] is not None:
+    if status["owner"] is not None and status["exit_code"] is None:
         yield f"owner: {_owner_line(status['owner'])}"
     attempt = status["attempt"]
     if attempt is not None:

@@ -115,8 +115,10 @@ class WorkerLog:
 
     def write(self, data: bytes) -> None:
         """Append; past the bounds the oldest segment goes."""
+        if self._broken:
+            return
         with self._kept():
-            if self._file is None and not self._broken:
+            if self._file is None:
                 self._open(self.head, self._bounds.head_bytes)
             if data:
                 self._note_time()
@@ -174,7 +176,10 @@ class WorkerLog:
             return
         line = f"{self._end} {int(self._wall() * 1000)}\n".encode()
         if self._times_bytes + len(line) <= _TIMES_BYTES:
-            with times_path(self.head).open("ab", buffering=0) as file:
+            with (
+                contextlib.suppress(OSError),
+                times_path(self.head).open("ab", buffering=0) as file,
+            ):
                 file.write(line)
             self._timed_at = now
             self._times_bytes += len(line)
