@@ -180,6 +180,7 @@ class Agent:
         only flush what is on its way to the store.
         """
         self._begin_to_end()
+        self._owner.end()  # `grace_s` bounds it now, and the driver waits and doesn't poll
         if ask:  # the run is over
             self._standbys.close()
         else:
