@@ -135,6 +135,9 @@ class AttemptLoop:
         ready = self._ready_gang(number)
         if ready is None:
             return None
+        self._wait_until_sure()  # hosts may have been long in coming
+        if self._doubt() is not None:
+            return None
         gang, coordinator = ready
         plan = self._plan(number, coordinator)
         info = {
@@ -193,6 +196,7 @@ class AttemptLoop:
         )
 
     def _wait_until_sure(self) -> None:
+        """Block while the driver can't be sure that it owns the run, and isn't interrupted."""
         doubt = self._doubt()
         if doubt is not None:
             logger.warning("%s; the next attempt waits until it is", doubt)
