@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,12 +293,12 @@ def new_run(job: LoadedJob) -> Run:
     return Run(record, ownership, config, keyring, is_new=True)
 
 
-def reopen_run(job: RecordedJob) -> Run:
+def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
     """Take over a run that its driver no longer looks after; see `read_job`, `take_ownership`.
 
     A changed job is recorded once the run is owned, so one that is refused changes nothing.
     """
-    ownership = take_ownership(job.record, OwnerIdentity.of_this_process())
+    ownership = take_ownership(job.record, OwnerIdentity.of_this_process(), tell=tell)
     if job.changed is not None:
         job.record.revise_job(ownership.epoch, job.changed)
     return Run(job.record, ownership, job.config, job.keyring, is_new=False)

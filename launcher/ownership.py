@@ -185,6 +185,7 @@ def take_ownership(
     sleep: Callable[[float], None] = time.sleep,
     ttl_s: float = OWNER_TTL_S,
     poll_s: float = 1.0,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Ownership:
     """Become the run's owner: at once where that is safe, else after watching the old one.
 
@@ -192,12 +193,17 @@ def take_ownership(
     is gone. Otherwise blocks until the old owner's beat moves (raises `RunOwned`) or has not
     moved for `ttl_s` on this process's own `clock`. Two hosts' clocks are never compared.
     Exactly one of several contenders wins; the others raise `RunOwned`. A run that is done
-    raises `UsageError`.
+    raises `UsageError`. `tell` is told, in words, of a wait that is longer than from beat to beat.
     """
     first = record.owner()
     if _must_watch(record, first, identity) and first is not None:
         since = asked = clock()
+        told = False
         while asked - since < ttl_s:
+            if asked - since > BEAT_INTERVAL_S + poll_s and not told:
+                told = True
+                tell(f"{_who(first)} owns the run and gives no beat; taking it over if it gives "
+                     f"none for {ttl_s:g} s")  # fmt: skip
             sleep(max(0.0, min(poll_s, since + ttl_s - clock())))
             asked = clock()  # an answer is no younger, however long this process was stopped
             now = record.owner()
@@ -226,14 +232,17 @@ def _must_watch(record: RunRecord, owner: Owner | None, identity: OwnerIdentity)
     return state in ("running", "unknown")
 
 
+def _who(owner: Owner) -> str:
+    who = owner.identity
+    return f"pid {who.pid} on {who.host} (user {who.user})" if who else "an unreadable owner"
+
+
 def _owned(record: RunRecord, owner: Owner | None) -> RunOwned:
     run = f"run {record.name} in {record.store.url}"
     if owner is None:
         return RunOwned(f"{run} was removed while its owner was watched")
-    who = owner.identity
-    by = f"pid {who.pid} on {who.host} (user {who.user})" if who else "an unreadable owner"
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(owner.since_s))
     return RunOwned(
-        f"{run} is owned by {by} since {since} by the store's clock; stop that driver first "
-        f"(hotstart stop {record.name})"
+        f"{run} is owned by {_who(owner)} since {since} by the store's clock; stop that driver "
+        f"first (hotstart stop {record.name})"
     )

@@ -229,7 +229,11 @@ def restart(
     from hotstart.launcher.launch import reopen_run
 
     check_cluster(address, job.config)
-    follow(reopen_run(job), address, as_json)
+
+    def tell(text: str) -> None:
+        click.echo(f"hotstart: {text}", err=True)
+
+    follow(reopen_run(job, tell), address, as_json)
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart report latest\n"
