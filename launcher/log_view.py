@@ -47,30 +47,41 @@ class LogView:
         Blocks; `wait` sleeps. Raises `UsageError` where the run is over and there is nothing.
         """
         reading: Reading | None = None
-        tail = self._tail
         while True:
             over = self._is_over()  # before the look: what is read then is all
-            attempts = self._logs.attempts()
-            if self._attempt is not None:
-                attempts = [n for n in attempts if n == self._attempt]
-            if over and not attempts:
-                self._check(self._logs.attempts())
-            for attempt in attempts[-1:] if reading is None else attempts:
-                if reading is not None and attempt < reading.attempt:
-                    continue
-                if reading is None or attempt > reading.attempt:
-                    if reading is not None:
-                        self._print(reading.new_lines())
-                        self._print(reading.last_lines())
-                        self._echo(f"--- attempt {attempt}")
-                    reading = Reading(self._logs, attempt, self._workers)
+            if reading is None:
+                reading = self._first(over)
+                tail = self._tail
+            if reading is not None:
                 self._print(reading.new_lines(tail))
                 tail = None
+                for attempt in self._later(reading.attempt):
+                    self._print(reading.new_lines())
+                    self._print(reading.last_lines())
+                    reading = Reading(self._logs, attempt, self._workers)
+                    self._echo(f"--- attempt {attempt}")
+                    self._print(reading.new_lines())
             if over:
                 if reading is not None:
                     self._print(reading.last_lines())
                 return
             wait(poll_s)
+
+    def _first(self, over: bool) -> Reading | None:
+        """The attempt to begin with, or None while it has no logs."""
+        attempts = self._logs.attempts()
+        if over:
+            self._check(attempts)
+        if self._attempt is not None:
+            attempts = [n for n in attempts if n == self._attempt]
+        return Reading(self._logs, attempts[-1], self._workers) if attempts else None
+
+    def _later(self, attempt: int) -> list[int]:
+        """Attempts after this one that have logs, where all are followed."""
+        if self._attempt is not None:
+            return []
+        started = range(attempt + 1, self._record.next_attempt())
+        return [n for n in started if self._logs.spans(n)]
 
     def _is_over(self) -> bool:
         owner, end = self._record.owner(), self._record.end()
