@@ -17,6 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
+from hotstart.cache.store import normalize_location
 from hotstart.conf.check import check_bounds, check_values, resolve_paths
 from hotstart.conf.errors import ConfigError, Origin, dotted, nearest, shown
 from hotstart.conf.keys import (
@@ -34,6 +35,20 @@ from hotstart.conf.schema import JobConfig
 
 _PRESETS = {"cpu": "local.yaml", "gpu": "gpu.yaml", "tpu": "tpu.yaml"}
 _JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_ANEW = "a restart is of the same run; launch the job anew instead"
+FIXED = {
+    "name": f"it is in the run's name, and {_ANEW}",
+    "run_dir": f"the run is there, and {_ANEW}",
+    "platform": f"it has presets of its own, and {_ANEW}",
+}
+"""What a restart can't change, and why."""
+_PATHS = {
+    ("script",),
+    ("working_dir",),
+    ("cache", "location"),
+    ("cache", "node_dir"),
+    ("cache", "signing_key_file"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,42 @@ def job_from_yaml(text: str, name: str = "job.yaml") -> JobConfig:
     config = layers.job()
     check_values(config, layers.origins)
     return config
+
+
+def job_with(text: str, name: str, overrides: Sequence[str]) -> JobConfig:
+    """The job of a run record with settings of the command line over it.
+
+    Paths among them are made absolute from the current directory, as far as they are on this
+    host; those of the record are not looked at. Raises `ConfigError`, also for keys of `FIXED`.
+    """
+    file = Origin(name, name, name)
+    layers = _Layers(file)
+    layers.lay(_literal(setting) for setting in _file_settings(text, file))
+    settings = list(command_line_settings(overrides))
+    for setting in settings:
+        if reason := FIXED.get(dotted(setting.path)):
+            raise setting.origin.error(reason, key=dotted(setting.path))
+    layers.lay(_at_home(setting) for setting in settings)
+    config = layers.job()
+    check_values(config, layers.origins)
+    return config
+
+
+def _at_home(setting: Setting) -> Setting:
+    """The setting, its path absolute where it is one."""
+    value, path = setting.value, setting.path
+    if path == ("cache", "location") and not (isinstance(value, str) and value.strip()):
+        raise setting.origin.error("give a directory or gs://bucket/prefix", key=dotted(path))
+    if path not in _PATHS or not isinstance(value, str):
+        return setting
+    try:
+        local = "://" not in value and "${" not in value
+        value = str((Path.cwd() / Path(value).expanduser()).absolute()) if local else value
+        if path == ("cache", "location") and "${" not in value:
+            value = normalize_location(value)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise setting.origin.error(str(error), key=dotted(path)) from error
+    return dataclasses.replace(setting, value=value)
 
 
 class _Layers:

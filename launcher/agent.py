@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from hotstart.cache.config import node_dir_of
-from hotstart.cache.errors import StoreError
 from hotstart.cache.signing import Keyring
 from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
@@ -31,7 +30,9 @@ from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.first_imports import first_imports
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.host_watch import HostWatch, take_stacks
+from hotstart.launcher.log_shipping import LogShipper, shipper_to
 from hotstart.launcher.outcome import WorkerExit
+from hotstart.launcher.owner_watch import OwnerWatch
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preflight import (
     LOCATION,
@@ -42,12 +43,12 @@ from hotstart.launcher.preflight import (
 )
 from hotstart.launcher.standby_pool import StandbyPool, import_order
 from hotstart.launcher.store_check import check_readable
-from hotstart.launcher.workers import Event, WorkerProcess
+from hotstart.launcher.workers import Event, Unowned, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 10.0
-_STORE_LOG_S = 10.0
+_POLL_S = 4.0
+_LAST_LOGS_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Agent:
         self._heard_of: dict[int, WorkerProcess] = {}
         self.cache = AgentCache(ip)
         self._keyring: Keyring | None = None
+        self._shipper: LogShipper | None = None
+        self._owner = OwnerWatch(self._owner_lost)
         self._has_read_store = False
 
     def describe(self) -> HostInfo:
@@ -140,6 +143,7 @@ class Agent:
         self.cache.begin(attempt.attempt, senders)
         for plan in plans:  # one by one: where the next fails, the others can be stopped
             self._workers.append(self._start(plan, environs[plan.process_index]))
+        self._owner.begin()
         emit = functools.partial(self._emit, attempt.attempt)
         self._watch = HostWatch(self._workers, attempt.limits, emit)
         if agents_read(attempt.cache):
@@ -155,12 +159,15 @@ class Agent:
             if worker.plan.attempt.attempt == attempt:
                 worker.send({"may_go_on": True})
 
-    def events(self, cursor: int) -> Batch:
-        """Events from `cursor` on, and forget those before it.
+    def events(self, cursor: int, beat_age_s: float = 0.0) -> Batch:
+        """Events from `cursor` on, and forget those before it; see `owner_watch.py` for the age.
 
-        Blocks until there is one, at most 10 s. Cursors go on from attempt to attempt.
+        Blocks until there is one, at most 4 s. Cursors go on from attempt to attempt.
         """
-        return self._queue.after(cursor, _POLL_S)
+        self._owner.heard(beat_age_s)
+        batch = self._queue.after(cursor, _POLL_S)
+        self._owner.answered()
+        return batch
 
     def stacks(self) -> dict[int, str]:
         """What the threads of this host's workers do now, by process index; blocks up to 2 s."""
@@ -173,6 +180,7 @@ class Agent:
         only flush what is on its way to the store.
         """
         self._begin_to_end()
+        self._owner.end()  # `grace_s` bounds it now, and the driver waits and doesn't poll
         if ask:  # the run is over
             self._standbys.close()
         else:
@@ -189,19 +197,29 @@ class Agent:
     def finish(self) -> tuple[dict[int, dict[str, Any]], int]:
         """The reports of this host's workers by process index, once all have ended.
 
-        With them the cursor behind the attempt's last event. Logs that could not be written into
-        the run's folder are stored there now.
+        With them the cursor behind the attempt's last event.
         """
         self._begin_to_end()
+        self._owner.end()
         for worker in self._workers:
             worker.drain(1.0)
         reports = {w.plan.process_index: w.report for w in self._workers if w.report}
-        self._store_logs()
+        self.hurry_logs()
         return reports, self._queue.end
+
+    def hurry_logs(self) -> None:
+        """Bring what workers have printed to the run's store now; does not block."""
+        if self._shipper is not None:
+            self._shipper.hurry()
+
+    def flush_logs(self, timeout_s: float) -> bool:
+        """Block until what ended workers have printed is in the run's store; False if it isn't."""
+        return self._shipper is None or self._shipper.flush(timeout_s)
 
     def close(self) -> None:
         """Kill what is left and remove this agent's files."""
         self._begin_to_end()
+        self._owner.close()
         self._standbys.close()
         for child in self._early.values():
             child.discard()
@@ -213,25 +231,33 @@ class Agent:
             worker.wait(time.monotonic() + 2)
         for child in self._early.values():
             child.wait(time.monotonic() + 2)
+        if self._shipper is not None:
+            self._shipper.close(_LAST_LOGS_S)
         self._guard.close()
 
     def _start(self, plan: WorkerPlan, environ: dict[str, str]) -> WorkerProcess:
         early = self._early.pop(plan.process_index, None)
+        index, attempt = plan.process_index, plan.attempt
         if early is not None and not is_same_environ(early.environ, environ):
             early.discard()
             early = None
-        return WorkerProcess(
+        worker = WorkerProcess(
             plan,
             self._log_path(plan),
-            Path(self._scratch, f"stacks-{plan.attempt.attempt}-{plan.process_index}"),
+            Path(self._scratch, f"stacks-{attempt.attempt}-{index}"),
             environ,
             spawn=self._spawn,
             early=early,
-            standby=self._standbys.take(plan.process_index, environ),
+            standby=self._standbys.take(index, environ),
             keyring=self._keyring,
-            emit=functools.partial(self._emit, plan.attempt.attempt),
+            emit=functools.partial(self._emit, attempt.attempt),
             on_message=self._heard,
         )
+        if attempt.log_location.startswith("gs://"):
+            if self._shipper is None:
+                self._shipper = shipper_to(attempt.log_location)
+            self._shipper.add(attempt.attempt, index, worker.log)
+        return worker
 
     def _spawn(self, environ: dict[str, str]) -> Child:
         return self._spawner.run(lambda: Child(environ, self._guard))
@@ -270,6 +296,15 @@ class Agent:
         for index in processes:
             self._emit(attempt.attempt, WorkerFacts(index, socket.gethostname(), "store", says))
 
+    def _owner_lost(self) -> None:
+        """End all workers: their output waits for nobody, and stays in the log."""
+        if self._attempt is not None:
+            self._queue.open(self._attempt.attempt)
+            self._emit(self._attempt.attempt, Unowned(socket.gethostname()))
+        for worker in self._workers:
+            worker.abandon()
+        self.hurry_logs()
+
     def _begin_to_end(self) -> None:
         """Workers that are to end must not wait for the driver to take their output."""
         self._watch.close()
@@ -280,29 +315,6 @@ class Agent:
         location = plan.attempt.log_location
         folder = Path(self._scratch if location.startswith("gs://") else location)
         return folder / _log_name(plan.attempt.attempt, plan.process_index)
-
-    def _store_logs(self) -> None:
-        attempt = self._attempt
-        if attempt is None or not attempt.log_location.startswith("gs://"):
-            return
-        from hotstart.cache.store import open_store
-
-        deadline = time.monotonic() + _STORE_LOG_S
-        try:
-            for worker in self._workers:
-                path = self._log_path(worker.plan)
-                if path.exists():
-                    left_s = max(0.1, deadline - time.monotonic())
-                    store = open_store(attempt.log_location, deadline_s=left_s)
-                    name = _log_name(attempt.attempt, worker.plan.process_index)
-                    store.create(name, path.read_bytes())
-        except (StoreError, OSError) as error:
-            logger.warning(
-                "attempt %d: a worker's log is not in %s: %s",
-                attempt.attempt,
-                attempt.log_location,
-                error,
-            )
 
 
 class _Spawner:

@@ -58,13 +58,15 @@ class AttemptLoop:
         is_interrupted: Callable[[], bool],
         *,
         ahead: Ahead | None = None,
+        doubt: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
         """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
         makes an attempt's plan from its number and its coordinator's address. `ahead` is None
-        where nothing is to be made ready ahead of time."""
+        where nothing is to be made ready ahead of time. `doubt` says why this driver can't be
+        sure that it owns the run: no attempt goes on, or starts, meanwhile."""
         self._settings = settings
         self._record = record
         self._place = place
@@ -72,6 +74,7 @@ class AttemptLoop:
         self._watcher = watcher
         self._is_interrupted = is_interrupted
         self._ahead = ahead
+        self._doubt = doubt
         self._clock = clock
         self._sleep = sleep
         self._rng = rng or random.Random()
@@ -128,9 +131,13 @@ class AttemptLoop:
 
     def _attempt(self, number: int) -> Ended | None:
         """One attempt; None if it was never started, since the run was interrupted before."""
+        self._wait_until_sure()
         decided_at = self._clock()
         ready = self._ready_gang(number)
         if ready is None:
+            return None
+        self._wait_until_sure()  # hosts may have been long in coming
+        if self._doubt() is not None:
             return None
         gang, coordinator = ready
         plan = self._plan(number, coordinator)
@@ -156,6 +163,7 @@ class AttemptLoop:
                     functools.partial(self._keep_stacks, number),
                 ),
                 is_interrupted=self._is_interrupted,
+                doubt=self._doubt,
                 stop_s=self._settings.stop_s,
                 clock=self._clock,
             ).to_the_end()
@@ -188,6 +196,14 @@ class AttemptLoop:
             f"agents were lost {_PLACINGS} times before an attempt could start, last on "
             f"{', '.join(hosts)}; see Ray's logs there"
         )
+
+    def _wait_until_sure(self) -> None:
+        """Block while the driver can't be sure that it owns the run, and isn't interrupted."""
+        doubt = self._doubt()
+        if doubt is not None:
+            logger.warning("%s; the next attempt waits until it is", doubt)
+        while not self._is_interrupted() and self._doubt() is not None:
+            self._pause(_POLL_S)
 
     def _all_stepped(self, number: int, gang: Gang, reports: Sequence[Mapping[str, Any]]) -> None:
         self._writer.submit(self._record.first_step, number, reports)

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TextIO
 
 from hotstart.launcher.outcome import GiveUp, Outcome, Restart
-from hotstart.launcher.workers import LEFT_OUT, Output
+from hotstart.launcher.workers import LEFT_OUT, Output, Reached
 
 _COLORS = (36, 35, 33, 32, 34, 31)
 _LIMIT_CHARS = 4 << 20
@@ -59,6 +59,9 @@ class Console:
         index = output.process_index
         prefix = self._paint(f"[{index:>{self._width}}]", _COLORS[index % len(_COLORS)])
         self._printer.offer("".join(f"{prefix} {line}\n" for line in output.lines))
+
+    def reached(self, reached: Reached) -> None:
+        pass
 
     def differs(self, attempt: int, difference: str) -> None:
         self.say(f"attempt {attempt}: warning: {difference}")

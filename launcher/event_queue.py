@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from hotstart.launcher.workers import LEFT_OUT, Event, Output
+from hotstart.launcher.workers import LEFT_OUT, Event, Output, Reached
 
 _BATCH_BYTES = 1 << 20
 _QUEUE_BYTES = 4 << 20
@@ -35,6 +35,7 @@ class EventQueue:
         self._events: deque[tuple[int, Event, int]] = deque()
         self._first = 0  # the cursor of the oldest event that is kept
         self._queued_bytes = 0
+        self._urgent = 0  # queued events that a poll is answered for at once
         self._open_attempt = -1
         self._cut: set[tuple[int, int]] = set()
 
@@ -60,6 +61,7 @@ class EventQueue:
                     event, size_bytes = Output(event.process_index, (LEFT_OUT,)), _STR_BYTES
             self._events.append((attempt, event, size_bytes))
             self._queued_bytes += size_bytes
+            self._urgent += _is_urgent(event)
             self._changed.notify_all()
 
     def open(self, attempt: int) -> None:
@@ -71,14 +73,16 @@ class EventQueue:
     def after(self, cursor: int, timeout_s: float) -> Batch:
         """Events from `cursor` on, about 1 MB at most, and forget those before it.
 
-        Blocks until there is one, at most `timeout_s`.
+        Blocks until there is one that is more than a worker's whereabouts, at most `timeout_s`.
         """
         with self._changed:
             while self._events and self._first < cursor:
-                self._queued_bytes -= self._events.popleft()[2]
+                _, event, size_bytes = self._events.popleft()
+                self._queued_bytes -= size_bytes
+                self._urgent -= _is_urgent(event)
                 self._first += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._events, timeout=timeout_s)
+            self._changed.wait_for(lambda: self._urgent, timeout=timeout_s)
             taken: list[tuple[int, Event]] = []
             taken_bytes = 0
             for attempt, event, size_bytes in self._events:
@@ -87,6 +91,10 @@ class EventQueue:
                 taken.append((attempt, event))
                 taken_bytes += size_bytes
             return Batch(tuple(taken), self._first + len(taken))
+
+
+def _is_urgent(event: Event) -> bool:
+    return not isinstance(event, Reached)
 
 
 def _size_bytes(event: Event) -> int:

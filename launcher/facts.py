@@ -23,7 +23,8 @@ class Owner:
     """A run's latest owner; the times are the store's wall clock, in seconds since the epoch.
 
     `beats` is all that the store lists of this epoch: the owner lives while it changes.
-    `identity` is None where the claim can't be read.
+    `latest` is the name of the latest one. `identity` is None where the claim can't be read.
+    `stop_asked` says that somebody has asked this owner to stop the run.
     """
 
     epoch: int
@@ -31,16 +32,22 @@ class Owner:
     since_s: float
     last_beat_s: float
     beats: frozenset[tuple[str, int]]
+    latest: str = ""
+    stop_asked: bool = False
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The final state of a run under the owner of `epoch`."""
+    """The final state of a run under the owner of `epoch`.
+
+    `may_restart` says that the run itself was not at fault: its cluster or its record was away.
+    """
 
     epoch: int
     state: FinalState
     exit_code: int
     reason: str
+    may_restart: bool = False
 
 
 @dataclass(frozen=True, order=True)

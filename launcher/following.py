@@ -24,7 +24,7 @@ from hotstart.launcher.outcome import (
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.watchdog import GangWatch, Stillness
-from hotstart.launcher.workers import Event, FirstStep, Output
+from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
 
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
@@ -57,6 +57,7 @@ class Watcher(Protocol):
 
     def attempt_started(self, attempt: int) -> None: ...
     def output(self, output: Output) -> None: ...
+    def reached(self, reached: Reached) -> None: ...
     def differs(self, attempt: int, difference: str) -> None: ...
     def first_step(self, attempt: int, seconds: float) -> None: ...
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
@@ -99,15 +100,19 @@ class Following:
         keep: Keep,
         watcher: Watcher,
         is_interrupted: Callable[[], bool],
+        doubt: Callable[[], str | None] = lambda: None,
         stop_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`doubt` says why the driver can't be sure any more that it owns the run, else None."""
         self._gang = gang
         self._plan = plan
         self._decided_at = decided_at
         self._keep = keep
         self._watcher = watcher
         self._is_interrupted = is_interrupted
+        self._doubt = doubt
+        self._ended_by = ""  # the host of an agent that did not hear from this driver
         self._stop_s = stop_s
         self._clock = clock
         self._exits: list[WorkerExit] = []
@@ -120,12 +125,13 @@ class Following:
         gang, outcome = self._gang, None
         while outcome is None:
             self._see_events()
-            judged = self._refused()
+            judged = self._refused() or self._unowned()
             outcome = judged or self._classified()
             if outcome is None:
                 outcome = judged = self._hung()
         if outcome.kind != "done":
-            polite = outcome.kind == "interrupted"
+            # Who is asked may write a checkpoint, which may be another driver's to write by now.
+            polite = outcome.kind == "interrupted" and self._doubt() is None
             gang.stop(self._stop_s if polite else _PEER_GRACE_S, ask=polite)
         reports = gang.finish()
         asked = gang.asked()  # now: the next attempt's start makes agents forget this one
@@ -151,6 +157,10 @@ class Following:
         match event:
             case Output():
                 self._watcher.output(event)
+            case Unowned():
+                self._ended_by = event.host
+            case Reached():
+                self._watcher.reached(event)
             case WorkerExit():
                 self._exits.append(event)
                 self._watch.ended(event.process_index)
@@ -183,6 +193,14 @@ class Following:
         if refusal is None:
             return None
         return Outcome("cache-required", f"strict mode: {refusal}", None)
+
+    def _unowned(self) -> Outcome | None:
+        doubt = self._doubt()
+        if doubt is None and self._ended_by:
+            doubt = f"the agent on {self._ended_by} did not hear from the driver in time"
+        if doubt is None or self._is_interrupted():  # superseded: it ends for good
+            return None
+        return Outcome("preempted", f"{doubt}; workers ended in case another took the run", None)
 
     def _hung(self) -> Outcome | None:
         hang = self._watch.hang

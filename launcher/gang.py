@@ -46,6 +46,7 @@ class Gang(AheadCalls):
         self._ends: dict[int, int] = {}
         self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
+        self.beat_age_s: Callable[[], float] = lambda: 0.0  # of the run's owner
         self.lost: list[AgentLost] = []
 
     def start_agents(self, first: AttemptPlan, is_interrupted: Callable[[], bool]) -> bool:
@@ -205,7 +206,7 @@ class Gang(AheadCalls):
         asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
             if index not in asked and not self._is_lost(index):
-                ref = self._agents[index].events.remote(self._cursors[index])
+                ref = self._agents[index].events.remote(self._cursors[index], self.beat_age_s())
                 self._polls[ref] = index, time.monotonic()
         self._lose_silent()
         if not self._polls:

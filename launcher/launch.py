@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +25,26 @@ from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
+    ClusterUnreachable,
     ExitCode,
+    HostFailed,
     LauncherError,
+    PlacementTimeout,
     RecordUnreachable,
     UsageError,
 )
 from hotstart.launcher.facts import FinalState
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
 from hotstart.launcher.placement import HostShare, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.recorded_job import RecordedJob
 from hotstart.launcher.runs import new_run_name, open_runs
+from hotstart.launcher.stopping import stop_reason
 from hotstart.launcher.store_check import check_store
 from hotstart.launcher.watchdog import StillLimits
 from hotstart.launcher.worker_facts import key_versions
@@ -50,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
+# The cluster's or the store's; whoever watches over the run tries again.
+_NOT_ITS_FAULT = (ClusterUnreachable, HostFailed, PlacementTimeout, RecordUnreachable)
 _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
 
@@ -76,15 +84,36 @@ class Run:
         self._is_new = self._unchecked = is_new
         self._lifetime_seen = False
         self._interrupted = threading.Event()
+        self._stop_reason = ""
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.record.name
 
+    @property
+    def superseded(self) -> bool:
+        """Whether another driver has taken the run."""
+        return self._ownership.superseded
+
     def interrupt(self) -> None:
         """End the run soon, as Ctrl-C does; safe in a signal handler."""
         self._interrupted.set()
+
+    def _stop_asked(self) -> None:
+        """Somebody has written a stop request; see `stopping.py`."""
+        if not self._stop_reason:
+            self._stop_reason = stop_reason(self.record.stop_request(self._ownership.epoch) or {})
+            logger.info("run %s: %s", self.name, self._stop_reason)
+        self.interrupt()
+
+    def _explained(self, decision: GiveUp) -> GiveUp:
+        """The decision with the reason why the run was interrupted, where that is known."""
+        if decision.exit_code != ExitCode.INTERRUPTED:
+            return decision
+        if self._ownership.superseded:
+            return GiveUp(decision.exit_code, "another driver has taken the run")
+        return GiveUp(decision.exit_code, self._stop_reason or decision.reason)
 
     def execute(self, watcher: Watcher, address: str | None, tell: Any) -> GiveUp:
         """Run attempts until the job is done, failed or interrupted; the run's end is recorded.
@@ -107,7 +136,9 @@ class Run:
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
-        self._ownership.keep(self.interrupt)
+        live = Live(watcher)
+        self._ownership.keep(self.interrupt, on_stop=self._stop_asked, says=live.says)
+        may_restart = False
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
         try:
             cold = ColdStart(settings.versions, tell)
@@ -120,26 +151,29 @@ class Run:
                     self.record,
                     lambda attempt: self._place(shares, attempt, tell, cold),
                     self._plan,
-                    watcher,
+                    live,
                     self._interrupted.is_set,
                     ahead=ahead,
+                    doubt=self._ownership.doubt,
                 )
                 decision = loop.run()
         except StoreError as error:
-            decision = GiveUp(ExitCode.JOB_FAILED, str(error))
+            decision, may_restart = GiveUp(ExitCode.JOB_FAILED, str(error)), True
             raise RecordUnreachable(
                 f"run {self.name}: its record in {self.record.store.url} can't be kept: {error}; "
                 "restart it when it can"
             ) from error
         except LauncherError as error:
             decision = GiveUp(error.exit_code, str(error))
+            may_restart = isinstance(error, _NOT_ITS_FAULT)
             raise
         except Exception as error:
             decision = GiveUp(ExitCode.JOB_FAILED, str(error))
             raise
         finally:
             self._ownership.stop()
-            self._finish(decision)
+            decision = self._explained(decision)
+            self._finish(decision, may_restart)
         return decision
 
     def _place(
@@ -159,6 +193,7 @@ class Run:
         )
         if gang is None:
             return None
+        gang.beat_age_s = self._ownership.beat_age_s
         cache = cache_config_of(config)
         try:
             if cache is not None and self._keyring:
@@ -208,11 +243,17 @@ class Run:
         versions = installed_versions(self.config.platform)
         return Ahead(settings, self.record, versions, is_new=self._is_new, on_misfit=cold.misfit)
 
-    def _finish(self, decision: GiveUp) -> None:
+    def _finish(self, decision: GiveUp, may_restart: bool) -> None:
         code = int(decision.exit_code)
         state = _FINAL.get(code, "failed")
         try:
-            self.record.finish(state, code, decision.reason, epoch=self._ownership.epoch)
+            self.record.finish(
+                state,
+                code,
+                decision.reason,
+                epoch=self._ownership.epoch,
+                may_restart=may_restart,
+            )
         except StoreError as error:
             logger.warning("the end of run %s is not in its record: %s", self.name, error)
 
@@ -269,10 +310,15 @@ def new_run(job: LoadedJob) -> Run:
     return Run(record, ownership, config, keyring, is_new=True)
 
 
-def reopen_run(record: RunRecord, config: JobConfig, keyring: Keyring) -> Run:
-    """Take over a run that its driver no longer looks after; see `read_job`, `take_ownership`."""
-    ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, keyring, is_new=False)
+def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
+    """Take over a run that its driver no longer looks after; see `read_job`, `take_ownership`.
+
+    A changed job is recorded once the run is owned, so one that is refused changes nothing.
+    """
+    ownership = take_ownership(job.record, OwnerIdentity.of_this_process(), tell=tell)
+    if job.changed is not None:
+        job.record.revise_job(ownership.epoch, job.changed)
+    return Run(job.record, ownership, job.config, job.keyring, is_new=False)
 
 
 def program_of(config: JobConfig, folder: str) -> Program:

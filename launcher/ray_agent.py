@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +26,8 @@ from hotstart.launcher.placement import HostShare
 from hotstart.launcher.store_check import check_store
 
 _DEADLINE_S = 10.0
+_LOGS_S = 10.0
+_LAST_LOGS_S = 2.0
 # One waits for events, one may look for a manifest; the others are there for what is urgent.
 _CALLS_AT_ONCE = 8
 _FETCH_S = 60.0
@@ -82,8 +85,14 @@ class RayAgent(Agent):
         self.cache.read_ahead(attempt, manifest_json)
 
     def flush_cache(self, timeout_s: float) -> bool:
-        """Block until what this host's workers published is in the store; False if it is not."""
-        return self.cache.flush(timeout_s)
+        """Block until what this host's workers published is in the store; False if it is not.
+
+        Their logs too, whose failure is not counted.
+        """
+        until = time.monotonic() + timeout_s
+        flushed = self.cache.flush(timeout_s)
+        self.flush_logs(min(_LOGS_S, max(_LAST_LOGS_S, until - time.monotonic())))
+        return flushed
 
     def take_stats(self) -> dict[str, Any] | None:
         """What this host has done for its workers' caches since the last call, and its name.

@@ -5,8 +5,10 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     index/<run>                             the run exists (so that listing runs reads nothing else)
     <run>/created                           decides who made the run; from where it was launched
     <run>/job.yaml                          the job as resolved
+    <run>/job/<epoch:08d>.yaml              the job as the owner of this epoch has changed it
     <run>/owner/<epoch:08d>/00000000        the claim: decides who owns this epoch; never deleted
     <run>/owner/<epoch:08d>/<beat:08d>      the owner's latest beat; the one before it is deleted
+    <run>/owner/<epoch:08d>/stop            somebody asks this owner to stop the run
     <run>/attempts/<n:05d>/start            attempt n began
     <run>/attempts/<n:05d>/first_step       all workers' reports when each had done a step
     <run>/attempts/<n:05d>/differs/<stage>  what differed among its workers (preflight.py)
@@ -18,7 +20,7 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
                                             largest holds the others (asked_facts.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
-All are JSON objects but `job.yaml` and stacks. Where the launching host has a signing key, each
+All are JSON objects but jobs and stacks. Where the launching host has a signing key, each
 ends in its signature, and what does not verify is not there for a host with a key. A run that was
 restarted has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one
 with the most keys counts; its name says what a listing needs. `<run>/logs/` and
@@ -61,12 +63,13 @@ PARALLEL_READS = 16
 PARALLEL_WRITES = 16
 
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_BEAT = re.compile(r"(\d{8})/(\d{8})")
+_BEAT = re.compile(r"(\d{8})/(\d{8}|stop)")
 _ATTEMPT_FACT = re.compile(
     r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
     r"|asked/(\d{8})|stacks/\d{5})"
 )
 _END = re.compile(r"(\d{8})")
+_REVISION = re.compile(r"(\d{8})\.yaml")
 
 
 @dataclass
@@ -121,8 +124,12 @@ class RunRecord:
         return f"{self.store.url.rstrip('/')}/{self.name}/logs"
 
     def job_yaml(self) -> str:
-        """The job as it was launched; raises `RecordDamaged` if it isn't there, or is no text."""
-        name = f"{self.name}/job.yaml"
+        """The job as it was launched, or as the latest restart with `a.b=c` has left it.
+
+        Raises `RecordDamaged` if it isn't there, or is no text.
+        """
+        revised = [s.name for key, s in self._matching("job/", _REVISION)]
+        name = max(revised, default=f"{self.name}/job.yaml")
         data = self.store.get(name)
         if data is None and self.store.stat(name) is not None:
             raise RecordDamaged(
@@ -137,6 +144,22 @@ class RunRecord:
             raise RecordDamaged(
                 f"{self.store.url}/{name} is damaged: {error}; launch the job anew"
             ) from error
+
+    def revise_job(self, epoch: int, job_yaml: str) -> None:
+        """Keep a changed job for the attempts of this epoch and later ones."""
+        self.store.create(f"{self.name}/job/{epoch:08d}.yaml", job_yaml.encode())
+
+    def ask_to_stop(self, epoch: int, facts: Mapping[str, Any]) -> bool:
+        """Ask the owner of `epoch` to stop the run; False if somebody has asked before."""
+        return self.create_fact(f"owner/{epoch:08d}/stop", facts)
+
+    def stop_request(self, epoch: int) -> dict[str, Any] | None:
+        """Who has asked the owner of `epoch` to stop, or None. One request."""
+        return self._read(f"{self.name}/owner/{epoch:08d}/stop")
+
+    def said(self, owner: Owner) -> dict[str, Any]:
+        """What the owner's latest beat says of the attempt; empty where it says nothing."""
+        return self._read(owner.latest) or {}
 
     def has_created(self) -> bool:
         """Whether the fact is there that tells how the run was launched."""
@@ -226,9 +249,19 @@ class RunRecord:
             facts = pool.map(self._read, latest.values())
             return {n: read_asked(fact) for n, fact in zip(latest, facts, strict=True)}
 
-    def finish(self, state: FinalState, exit_code: int, reason: str, *, epoch: int) -> None:
+    def finish(
+        self,
+        state: FinalState,
+        exit_code: int,
+        reason: str,
+        *,
+        epoch: int,
+        may_restart: bool = False,
+    ) -> None:
         """Record the run's end under the owner of `epoch`; without effect once superseded."""
-        facts = {"state": state, "exit_code": int(exit_code), "reason": reason}
+        facts: dict[str, Any] = {"state": state, "exit_code": int(exit_code), "reason": reason}
+        if may_restart:
+            facts["may_restart"] = True
         self.create_fact(f"end/{epoch:08d}", facts)
 
     def next_attempt(self) -> int:
@@ -270,14 +303,19 @@ class RunRecord:
             facts = self._read(stat.name) or {}
             state, exit_code = facts.get("state"), facts.get("exit_code")
             if state in ("done", "failed", "interrupted") and isinstance(exit_code, int):
-                return RunEnd(int(key[0]), state, exit_code, str(facts.get("reason", "")))
+                reason, may_restart = str(facts.get("reason", "")), facts.get("may_restart") is True
+                return RunEnd(int(key[0]), state, exit_code, reason, may_restart)
         return None
 
     def owner(self) -> Owner | None:
         """The owner of the highest epoch, or None if the run never had one."""
         epochs: dict[int, dict[int, ObjectStat]] = {}
-        for key, stat in self._matching("owner/", _BEAT):
-            epochs.setdefault(int(key[0]), {})[int(key[1])] = stat
+        asked: set[int] = set()
+        for (epoch, beat), stat in self._matching("owner/", _BEAT):
+            if beat == "stop":
+                asked.add(int(epoch))
+            else:
+                epochs.setdefault(int(epoch), {})[int(beat)] = stat
         claimed = [epoch for epoch, stats in epochs.items() if 0 in stats]
         if not claimed:
             return None
@@ -288,6 +326,8 @@ class RunRecord:
             since_s=stats[0].modified_s,
             last_beat_s=max(s.modified_s for s in stats.values()),
             beats=frozenset((s.name, s.generation) for s in stats.values()),
+            latest=stats[max(stats)].name,
+            stop_asked=max(claimed) in asked,
         )
 
     def state(self, observer: OwnerIdentity | None = None) -> RunState:

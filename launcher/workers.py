@@ -6,16 +6,15 @@ they have taken their plan; where one ends before, another child is spawned in i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hotstart.cache.keyring import to_text
 from hotstart.cache.signing import Keyring
@@ -25,7 +24,9 @@ from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
 from hotstart.launcher.preflight import WorkerFacts
+from hotstart.launcher.progress import PHASES
 from hotstart.launcher.watchdog import Stillness
+from hotstart.launcher.worker_log import WorkerLog
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ LEFT_OUT = "... output left out here; it is in the log"
 _MAX_LINE_BYTES = 1 << 16
 _TAKE_S = 10.0
 _LAST_MESSAGE_S = 1.0
+_REACHED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,24 @@ class FirstStep:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Output | FirstStep | WorkerExit | WorkerFacts | Stillness
+@dataclass(frozen=True)
+class Reached:
+    """Where a worker is now: the last phase that it has behind it, and its last step."""
+
+    process_index: int
+    host: str
+    phase: str
+    last_step: int | None
+
+
+@dataclass(frozen=True)
+class Unowned:
+    """The agent of this host has not heard of the run's owner and kills its workers."""
+
+    host: str
+
+
+Event = Output | FirstStep | Reached | Unowned | WorkerExit | WorkerFacts | Stillness
 
 
 class WorkerProcess:
@@ -86,11 +105,13 @@ class WorkerProcess:
         self._spawn = spawn
         self._emit = emit
         self._on_message = on_message
-        self._log = _Kept(log)
+        self.log = WorkerLog(log)
         self._stacks = stacks_path
         self._rest = b""
         self._stopped = False
         self._stepped = False
+        self._reached: Reached | None = None
+        self._reached_at = 0.0
         self._cache_required = ""
         self._ended = threading.Event()
         self._taken = threading.Event()
@@ -131,6 +152,10 @@ class WorkerProcess:
         self._child.signal(stacks.SIGNAL)
         return self._stacks
 
+    def abandon(self) -> None:
+        """Kill it though nobody has told it to stop."""
+        self._child.kill()
+
     def kill(self) -> None:
         """End it, and everything that it has spawned, now."""
         with self._lock:
@@ -152,6 +177,7 @@ class WorkerProcess:
             if not self._stepped and self.report["phases"].get("first_step") is not None:
                 self._stepped = True
                 self._emit(FirstStep(self.plan.process_index, self.report))
+            self._tell_reached()
         elif "cache_required" in message:
             self._cache_required = str(message["cache_required"])
         elif "taken" in message:
@@ -164,9 +190,9 @@ class WorkerProcess:
         if not data:
             if self._rest:
                 self._emit_lines([self._rest])
-            self._log.close()
+            self.log.close()
             return
-        self._log.write(data)
+        self.log.write(data)
         *lines, rest = (self._rest + data).split(b"\n")
         if len(rest) > _MAX_LINE_BYTES:  # a progress bar without an end of line
             lines.append(rest)
@@ -192,6 +218,19 @@ class WorkerProcess:
             )
         )
         self._ended.set()
+
+    def _tell_reached(self) -> None:
+        """Say where it is, each 2 s at most while it only steps."""
+        phase = next((p for p in reversed(PHASES) if self.report["phases"].get(p) is not None), "")
+        step = self.report.get("last_step")
+        step = step if isinstance(step, int) else None
+        reached = Reached(self.plan.process_index, socket.gethostname(), phase, step)
+        before, now = self._reached, time.monotonic()
+        if reached == before:
+            return
+        if before is None or before.phase != phase or now - self._reached_at >= _REACHED_S:
+            self._reached, self._reached_at = reached, now
+            self._emit(reached)
 
     def _send_plan(self) -> None:
         _, of_attempt = split_environ(self._environ)
@@ -237,37 +276,3 @@ def _report_in(message: dict[str, Any]) -> dict[str, Any]:
         case {"phases": dict(), "cache": dict()} as report:
             return dict(report)
     raise ValueError("not a report")
-
-
-class _Kept:
-    """The log file, as far as it can be written: a full disk must not block the worker's pipe."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._broken = False
-        with self._kept():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self.write(b"")
-
-    def write(self, data: bytes) -> None:
-        with self._kept():
-            if self._file is None and not self._broken:
-                self._file = self._path.open("ab", buffering=0)
-            if self._file is not None:
-                self._file.write(data)
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._broken = True
-            self.close()
-            logger.warning("%s: the output is not kept: %s", self._path, error)

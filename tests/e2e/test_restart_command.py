@@ -102,7 +102,7 @@ def test_restart_of_a_run_that_is_looked_after_is_refused(here: Site) -> None:
     assert re.fullmatch(
         rf"hotstart: run {run} in {here.runs} is owned by pid {launched.pid} on \S+ "
         r"\(user \S+\) since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC by the store's clock; stop that "
-        "driver first",
+        rf"driver first \(hotstart stop {run}\)",
         line,
     ), line
     launched.signal(signal.SIGINT)

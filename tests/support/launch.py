@@ -223,6 +223,10 @@ class Site:
         name = f"attempt-{attempt:05d}/worker-{process_index:05d}.log"
         return (self.runs / run / "logs" / name).read_text()
 
+    def adopt(self, launched: Launched) -> None:
+        """Kill this one too in the end."""
+        self._launched.append(launched)
+
     def left_behind(self) -> list[str]:
         """Processes, sockets and temporary files that are still there, each in words."""
         found = [f"process {pid}: {command}" for pid, command in self._processes()]

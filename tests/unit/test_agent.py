@@ -153,6 +153,9 @@ def test_agent_second_spawn_fails_the_first_worker_is_ended(
 def test_agent_log_store_that_cannot_be_reached_is_one_warning(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    script = tmp_path / "prints.py"
+    script.write_text("print('one line', flush=True)\nimport time; time.sleep(600)\n")
+    program = Program(str(script), None, (), (), str(tmp_path))
     deadlines = []
 
     class Unreachable:
@@ -164,13 +167,18 @@ def test_agent_log_store_that_cannot_be_reached_is_one_warning(
         return Unreachable()
 
     monkeypatch.setattr(store_module, "open_store", open_store)
-    agent.start(plan(sleeper(tmp_path), "gs://bucket/logs"), (0, 1), 0.0)
+    agent.start(plan(program, "gs://bucket/logs"), (0, 1), 0.0)
+    cursor, outputs = 0, 0
+    while outputs < 2:
+        batch = agent.events(cursor)
+        cursor = batch.next_cursor
+        outputs += sum(isinstance(event, Output) for _, event in batch.events)
     agent.stop(0.0, False)
     agent.finish()
-    [deadline_s] = deadlines
-    assert deadline_s <= 10.0
+    assert agent.flush_logs(1.0) is False
+    assert deadlines == [10.0]
     assert [record.message for record in caplog.records] == [
-        "attempt 1: a worker's log is not in gs://bucket/logs: gs://bucket: no answer"
+        "workers' logs are not in the run's store for now: gs://bucket: no answer"
     ]
 
 

@@ -53,6 +53,20 @@ def test_ownership_is_taken_when_the_beat_stands_still_for_the_whole_ttl(take, c
     assert clock.slept == [1.0, 1.0, 0.5]
 
 
+def test_ownership_that_has_to_be_waited_for_is_told_once(take, clock):
+    take(ANN)
+    told: list[tuple[float, str]] = []
+    take(BOB, tell=lambda text: told.append((clock.now_s, text)))
+
+    assert told == [
+        (
+            107.0,
+            "pid 41 on host-a (user ann) owns the run and gives no beat; taking it over if it "
+            "gives none for 30 s",
+        )
+    ]
+
+
 def test_ownership_is_refused_when_the_beat_moves(store, take, clock):
     owner = take(ANN)
     clock.on_sleep = lambda: len(clock.slept) == 3 and owner.beat()
@@ -62,7 +76,8 @@ def test_ownership_is_refused_when_the_beat_moves(store, take, clock):
 
     assert str(raised.value) == (
         "run lm-1 in /runs is owned by pid 41 on host-a (user ann) since "
-        "2027-01-15 08:00:00 UTC by the store's clock; stop that driver first"
+        "2027-01-15 08:00:00 UTC by the store's clock; stop that driver first "
+        "(hotstart stop lm-1)"
     )
     assert len(clock.slept) == 3
 

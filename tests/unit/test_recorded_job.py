@@ -46,7 +46,8 @@ def test_read_job_with_the_hosts_key_takes_a_signed_job_only(
 ) -> None:
     monkeypatch.setenv("HOTSTART_SIGNING_KEY_FILE", key_file)
     run = launched(load_keyring(), "")
-    record, config, keyring = read_job(str(tmp_path / "runs"), "latest")
+    job = read_job(str(tmp_path / "runs"), "latest")
+    record, config, keyring = job.record, job.config, job.keyring
     assert (record.name, config.script, keyring) == ("lm-1", "/t.py", load_keyring())
 
     (run / "job.yaml").write_text("name: lm\nscript: /evil.py\n")
@@ -59,7 +60,7 @@ def test_read_job_without_a_key_takes_the_file_that_the_job_names_and_checks_wit
 ) -> None:
     setting = f"cache: {{signing_key_file: {key_file}}}\n"
     run = launched(read_key_file(key_file), setting)
-    assert read_job(str(tmp_path / "runs"), "lm-1")[2] == read_key_file(key_file)
+    assert read_job(str(tmp_path / "runs"), "lm-1").keyring == read_key_file(key_file)
 
     (run / "job.yaml").write_text(f"name: lm\nscript: /evil.py\n{setting}")
     with pytest.raises(RecordDamaged, match="is not signed with a key of this host"):
@@ -91,4 +92,4 @@ def test_read_job_without_any_key_reads_what_is_unsigned(
     tmp_path: Path, key_file: str, launched: Make
 ) -> None:
     launched(Keyring(), "")
-    assert read_job(str(tmp_path / "runs"), "lm-1")[2] == Keyring()
+    assert read_job(str(tmp_path / "runs"), "lm-1").keyring == Keyring()

@@ -1,0 +1,125 @@
+"""A run in the foreground: followed, shown, interrupted by signals, ended with its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from hotstart.conf.schema import JobConfig
+    from hotstart.launcher.launch import Run
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    the job failed
+  2    usage or configuration; nothing was started
+  3    restart budget spent
+  4    the cache is required and cannot be used, or a required warm start missed
+  130  interrupted
+"""
+_STUCK_S = 8.0
+
+run_dir_option = click.option(
+    "--run-dir", metavar="DIR", help="Where runs are kept [default: $HOTSTART_HOME/runs]."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+address_option = click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Ray: host:port, `auto`, or `local` to start it here "
+    "[default: $RAY_ADDRESS, else a running cluster, else started here].",
+)
+
+
+def check_cluster(address: str | None, config: JobConfig) -> None:
+    """Raise `UsageError` where the cluster is known not to do, before anything is recorded."""
+    from hotstart.launcher.cluster import check_address, check_hosts
+    from hotstart.launcher.placement import place
+
+    check_address(address)
+    check_hosts(address, place(config), spread=config.placement == "spread")
+
+
+def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
+    """Execute a run, show it, print its report, and exit with its code."""
+    from hotstart.launcher.console import Console
+
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(run.name, run.config.workers, stream)
+
+    def interrupt(number: int, frame: object) -> None:
+        run.interrupt()
+        _end_later(run.config.timeouts.stop_s + _STUCK_S)
+        signal.signal(number, _end_now)
+        _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    console.say(f"run {run.name} in {run.record.store.url}")
+    decision = run.execute(console, address, console.say)
+    console.flush()
+    print_report(run.record, as_json)
+    if decision.exit_code:
+        console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
+        if decision.exit_code in (1, 3, 130) and not run.superseded:
+            argument = run_dir_argument(run.record.store.url)
+            console.say(f"restart it with: hotstart restart {run.name}{argument}")
+    console.flush()
+    sys.stdout.flush()
+    if decision.exit_code == 130:  # Ray, broken off by a signal, may abort as Python ends
+        os._exit(130)
+    sys.exit(int(decision.exit_code))
+
+
+def _notice(line: bytes) -> None:
+    """Write to standard error from a signal handler: past all buffers, and never blocking."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, line)
+
+
+def _end_later(delay_s: float) -> None:
+    """End all the same if Ray should be stuck on processes that the signal has ended too."""
+    timer = threading.Timer(delay_s, os._exit, (130,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now(number: int, frame: object) -> None:
+    os._exit(130)  # agents and guards clean up when the driver ends
+
+
+def run_dir_argument(url: str) -> str:
+    """What names this run directory on a command line; empty for the default one."""
+    return "" if url == runs_location(None) else f" --run-dir {url}"
+
+
+def runs_location(run_dir: str | None) -> str:
+    """Where runs are kept, in its one spelling; raises `InvalidLocation`."""
+    from hotstart.cache.config import hotstart_home
+    from hotstart.cache.store import normalize_location
+
+    return normalize_location(run_dir or str(hotstart_home() / "runs"))
+
+
+def print_report(record: Any, as_json: bool) -> None:
+    """Print the report of a run on standard output."""
+    from hotstart.launcher.misses import report_of
+    from hotstart.launcher.report import render_text
+
+    built = report_of(record)
+    if as_json:
+        click.echo(json.dumps(built, indent=2))
+        return
+    from rich.console import Console as RichConsole
+
+    render_text(built, RichConsole())

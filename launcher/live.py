@@ -1,0 +1,65 @@
+"""What a run's workers are doing now, on its way into the owner's beats.
+
+`status` shows it from any machine; the reports of workers are in the record only once all have
+stepped, and at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from hotstart.launcher.following import Watcher
+from hotstart.launcher.outcome import GiveUp, Outcome, Restart
+from hotstart.launcher.workers import Output, Reached
+
+
+class Live:
+    """A `Watcher` that remembers where the workers are, and tells another one everything.
+
+    Safe among threads.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._lock = threading.Lock()
+        self._attempt: int | None = None
+        self._workers: dict[int, Reached] = {}
+
+    def says(self) -> dict[str, Any]:
+        """Attempt and workers as a JSON object; empty between attempts.
+
+        A worker is `[process index, host, phase, last step]`.
+        """
+        with self._lock:
+            if self._attempt is None:
+                return {}
+            workers = [
+                [index, reached.host, reached.phase, reached.last_step]
+                for index, reached in sorted(self._workers.items())
+            ]
+            return {"attempt": self._attempt, "workers": workers}
+
+    def attempt_started(self, attempt: int) -> None:
+        with self._lock:
+            self._attempt, self._workers = attempt, {}
+        self._watcher.attempt_started(attempt)
+
+    def output(self, output: Output) -> None:
+        self._watcher.output(output)
+
+    def reached(self, reached: Reached) -> None:
+        with self._lock:
+            self._workers[reached.process_index] = reached
+        self._watcher.reached(reached)
+
+    def differs(self, attempt: int, difference: str) -> None:
+        self._watcher.differs(attempt, difference)
+
+    def first_step(self, attempt: int, seconds: float) -> None:
+        self._watcher.first_step(attempt, seconds)
+
+    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+        with self._lock:
+            self._attempt = None
+        self._watcher.attempt_ended(attempt, outcome, decision)
