@@ -38,11 +38,11 @@ def read_head(store: Store, stat: ObjectStat) -> Head | str | None:
         return str(error)
 
 
-def read_whole(store: Store, stat: ObjectStat) -> bytes | None:
+def read_whole(store: Store, name: str) -> bytes | None:
     """All of an object, in memory; no use of it in a directory. Raises `StoreError`."""
     if isinstance(store, DirectoryStore):
-        return store.read_head(stat.name, -1)
-    return store.get(stat.name)
+        return store.read_head(name, -1)
+    return store.get(name)
 
 
 def in_order(

@@ -90,7 +90,7 @@ def _read_and_judge(
     What was replaced between the listing and the read is looked at again.
     """
     for looks_left in reversed(range(_MOST_LOOKS)):
-        data = read_whole(store, stat)
+        data = read_whole(store, stat.name)
         if data is None:
             return None
         found = _judge(stat.name, data, seal)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from hotstart.launcher.export_command import export
 from hotstart.launcher.gc_command import gc
+from hotstart.launcher.import_command import import_
 from hotstart.launcher.list_command import ls
 from hotstart.launcher.pin_commands import pin, unpin
 from hotstart.launcher.show_command import show
@@ -17,5 +19,5 @@ def cache() -> None:
     """Look after a cache: a directory or gs://bucket/prefix."""
 
 
-for command in (ls, stats, show, verify, gc, pin, unpin):
+for command in (ls, stats, show, verify, gc, pin, unpin, export, import_):
     cache.add_command(command)

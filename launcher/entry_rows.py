@@ -39,9 +39,9 @@ class Row:
 
 
 def rows_of(store: Store, found: Sequence[Listed], *, reads: bool) -> list[Row]:
-    """The rows; with `reads` one request an entry for its head, and what is gone by now is left out.
+    """The rows, by one listing of pins; with `reads` one request an entry for its head too.
 
-    One listing of pins besides. Raises `StoreError`.
+    What is gone by then is left out. Raises `StoreError`.
     """
     from hotstart.cache.eviction import pin_folder
     from hotstart.cache.pins import list_pins

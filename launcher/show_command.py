@@ -85,7 +85,7 @@ def _object_facts(store: Store, seal: Seal, place: str, stat: ObjectStat) -> dic
         "modified_s": stat.modified_s,
         "generation": str(stat.generation),  # more than JSON's numbers hold
     }
-    data = read_whole(store, stat)
+    data = read_whole(store, stat.name)
     if data is None:
         return facts | {"problem": "it is gone meanwhile"}
     try:
