@@ -129,7 +129,7 @@ def _candidate(store: Store, name: str, stats: Sequence[ObjectStat]) -> Candidat
 def _last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
     if not isinstance(store, DirectoryStore):
         return []
-    return [used for stat in stats if (used := store.last_use_s(stat.name)) is not None]
+    return [used for stat in stats if (used := store.last_use_s(stat)) is not None]
 
 
 def _delete(store: Store, there: Stored) -> str:

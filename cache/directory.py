@@ -123,18 +123,21 @@ class DirectoryStore:
             self._bound.note_created(name, len(data))
         return created
 
-    def last_use_s(self, name: str) -> float | None:
-        """When the object was last read or made, by the file system's clock; None where it is gone.
+    def last_use_s(self, listed: ObjectStat) -> float | None:
+        """When an object was last read or made, by the file system's clock; None if it is gone.
 
-        By this the entries go that were used longest ago.
+        Also if it is of another generation by now. By this the entries go that were used longest
+        ago.
         """
-        path = self._path(name)
+        path = self._path(listed.name)
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._translate(error, "look up", path) from error
+        if _generation(found) != listed.generation:
+            return None
         return max(found.st_atime, found.st_mtime)
 
     def delete(self, name: str, generation: int) -> bool:
@@ -320,9 +323,13 @@ def _stat_object(name: str, path: Path) -> ObjectStat | None:
     return ObjectStat(
         name=name,
         size_bytes=found.st_size,
-        generation=found.st_mtime_ns << 64 | found.st_ino,
+        generation=_generation(found),
         modified_s=found.st_mtime,
     )
+
+
+def _generation(found: os.stat_result) -> int:
+    return found.st_mtime_ns << 64 | found.st_ino
 
 
 def _is_name(name: str) -> bool:

@@ -53,6 +53,7 @@ def pin(
     import time
 
     from hotstart.cache import pins
+    from hotstart.cache.heads import in_order
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
 
@@ -61,7 +62,8 @@ def pin(
     names, source, run = _named(store, seal, keys, run, run_dirs)
     facts = pins.PinFacts(f"{getpass.getuser()}@{socket.gethostname()}", time.time(), why)
     sealed = SealedStore(store, seal)
-    created = {name: pins.pin(sealed, name, source, facts) for name in names}
+    pinning = in_order(lambda name: pins.pin(sealed, name, source, facts), names)
+    created = dict(zip(names, pinning, strict=True))
     # Looked at after its pin is there: a collector that deletes it later has seen the pin.
     there = {one.stat.name for one in list_entries(store)}
     lost = [name for name in names if name not in there]
@@ -91,6 +93,7 @@ def unpin(
 ) -> None:
     """Take pins away again: those set by key, or those set for a run; not the other's."""
     from hotstart.cache import pins
+    from hotstart.cache.heads import in_order
 
     store = open_location(location)
     if run is not None and run != "latest" and not keys:  # its record may be gone by now
@@ -103,7 +106,8 @@ def unpin(
         names, source, run = _named(
             store, open_seal(store, signing_key_file), keys, run, run_dirs, verb="unpin"
         )
-        gone = [name for name in names if pins.unpin(store, name, source)]
+        unpinning = in_order(lambda name: pins.unpin(store, name, source), names)
+        gone = [name for name, was in zip(names, unpinning, strict=True) if was]
     if as_json:
         click.echo(json.dumps({"location": store.url, "run": run, "unpinned": gone}, indent=2))
     else:
