@@ -1,10 +1,11 @@
 """Processes that collect from a cache, or use it, as fast as they can until they are told to end.
 
-    python -m tests.support.collecting collect LOCATION STOP RUN_DIR
-    python -m tests.support.collecting use LOCATION STOP SEED
-    python -m tests.support.collecting watch LOCATION STOP KEY ...
+    python -m tests.support.collecting collect ROUNDS LOCATION STOP RUN_DIR
+    python -m tests.support.collecting use ROUNDS LOCATION STOP SEED
+    python -m tests.support.collecting watch ROUNDS LOCATION STOP KEY ...
 
-Each ends when the file STOP is there and prints what it did as JSON: `collect` the entries that it
+Each prints "enough" after ROUNDS rounds, goes on until the file STOP is there, so that none is
+ever alone, and prints what it did as JSON: `collect` the entries that it
 deleted, `use` its hits, misses and troubles, `watch` how often it looked and what was missing.
 """
 
@@ -27,7 +28,6 @@ from hotstart.cache.store import open_store
 from hotstart.launcher.cli import main
 
 KEYS = [f"jit_step-{number:064x}" for number in range(40)]
-BOUND_BYTES = 60_000  # of a directory: its own eviction goes on beside the collectors
 
 
 def payload(key: str) -> bytes:
@@ -58,7 +58,7 @@ def _collect(location: str, stop: Path, run_dir: str) -> dict[str, Any]:
 def _use(location: str, stop: Path, seed: str) -> dict[str, Any]:
     rng = random.Random(int(seed))
     counters = Counters()
-    store = open_store(location, max_size_bytes=BOUND_BYTES)
+    store = open_store(location)
     cache = SharedCache(Tiers(store), counters)
     hits = misses = 0
     problems: list[object] = []
@@ -92,11 +92,16 @@ def _watch(location: str, stop: Path, *keys: str) -> dict[str, Any]:
 
 
 def _until(stop: Path) -> Iterator[None]:
+    rounds = 0
     while not stop.exists():
         yield
+        rounds += 1
+        if rounds == enough:
+            print("enough", file=sys.__stdout__, flush=True)
 
 
 if __name__ == "__main__":
-    role, where, stop_file, *more = sys.argv[1:]
+    role, count, where, stop_file, *more = sys.argv[1:]
+    enough = int(count)
     roles = {"collect": _collect, "use": _use, "watch": _watch}
     print(json.dumps(roles[role](where, Path(stop_file), *more)), flush=True)
