@@ -50,17 +50,27 @@ def in_order(
 ) -> Iterator[Result]:
     """The results of `work` in the order of `items`, of which few are taken ahead.
 
-    So what is read is let go of before more is. Raises what `work` raises.
+    So what is read is let go of before more is. Raises what `work` raises, and what `items` does
+    once all that came before has been told.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="hotstart-look") as pool:
         waiting: deque[Future[Result]] = deque()
+        remaining = iter(items)
+        failure: Exception | None = None
         try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(work, next(remaining)))
+                except StopIteration:
+                    break
+                except Exception as error:
+                    failure = error
                 if len(waiting) >= 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failure is not None:
+                raise failure
         finally:
             for future in waiting:
                 future.cancel()
