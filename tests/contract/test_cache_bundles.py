@@ -241,12 +241,26 @@ def test_import_of_a_key_that_is_a_path_stays_in_the_store(key: str, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-@pytest.mark.parametrize("length", [1024, 1536, 2000, 3000])
-def test_import_of_a_bundle_that_is_cut_short_keeps_what_came(length: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("members", "more", "message"),
+    [
+        (0, 0, "-: it ends after 0 entries, without its index"),
+        (0, 512 + 100, "-: it is cut short, after 0 entries"),
+        (1, -1, "-: it is cut short, after 0 entries"),  # in the filling after the entry
+        (1, 300, "-: it ends after 1 entries, without its index"),
+        (2, 0, "-: it ends after 2 entries, without its index"),
+    ],
+)
+def test_import_of_a_bundle_that_is_cut_short_keeps_what_came(
+    members: int, more: int, message: str, tmp_path: Path
+) -> None:
     data = written([(KEYS[0], entry(0)), (KEYS[1], entry(1))])
-    found = facts("import", "-", str(tmp_path / "there"), input=data[:length], exit_code=1)
-    assert "cut short" in found["problem"] or "without its index" in found["problem"]
-    assert found["new"] == {1024: 0, 1536: 0, 2000: 1, 3000: 2}[length]
+    whole = 2 * 512  # of the head, and of each member with its own
+    each = 512 + -(-len(entry(0)) // 512) * 512
+    cut = data[: whole + members * each + more]
+    found = facts("import", "-", str(tmp_path / "there"), input=cut, exit_code=1)
+    assert found["problem"] == message
+    assert found["new"] == (members if more >= 0 else members - 1)
 
 
 def member(name: str, change: Callable[[tarfile.TarInfo], None], body: bytes = b"") -> bytes:
