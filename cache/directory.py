@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
-from hotstart.cache.eviction import ENTRIES, SizeBound
+from hotstart.cache.eviction import ENTRIES, PINS, SizeBound
 from hotstart.cache.folders import locked, make_folder
 from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
@@ -63,6 +63,7 @@ class DirectoryStore:
                 self._own,
                 max_size_bytes,
                 list_objects=lambda: self._walk(ENTRIES, ENTRIES),
+                list_pins=lambda: self._walk(PINS, PINS),
                 remove=self._remove,
             )
         self._is_prepared = False
@@ -90,10 +91,13 @@ class DirectoryStore:
             raise self._translate(error, "read", path) from error
 
     def read_head(self, name: str, size_bytes: int) -> bytes | None:
-        """The object's first bytes, or None where there is none. It does not count as used."""
+        """The object's first bytes, or None where there is none. It does not count as used.
+
+        But for the file of another user, whose access time the kernel may move.
+        """
         path = self._path(name)
         try:
-            with path.open("rb") as file:  # buffered: one read(2) gives 2 GiB at most
+            with open(path, "rb", opener=_open_unnoticed) as file:  # read(2) gives 2 GiB at most
                 return file.read(size_bytes)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
@@ -118,6 +122,23 @@ class DirectoryStore:
         if created and self._bound is not None:
             self._bound.note_created(name, len(data))
         return created
+
+    def last_use_s(self, listed: ObjectStat) -> float | None:
+        """When an object was last read or made, by the file system's clock; None if it is gone.
+
+        Also if it is of another generation by now. By this the entries go that were used longest
+        ago.
+        """
+        path = self._path(listed.name)
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._translate(error, "look up", path) from error
+        if _generation(found) != listed.generation:
+            return None
+        return max(found.st_atime, found.st_mtime)
 
     def delete(self, name: str, generation: int) -> bool:
         """Delete the object if it still is of this generation; False if it is gone or newer."""
@@ -283,6 +304,15 @@ class DirectoryStore:
         return StoreError(f"{failed}; check the file system")
 
 
+def _open_unnoticed(path: str, flags: int) -> int:
+    # By access times evictions go. Who does not own the file may neither leave its time alone nor
+    # set it back.
+    try:
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+    except PermissionError:
+        return os.open(path, flags)
+
+
 def _stat_object(name: str, path: Path) -> ObjectStat | None:
     try:
         found = path.stat()
@@ -293,9 +323,13 @@ def _stat_object(name: str, path: Path) -> ObjectStat | None:
     return ObjectStat(
         name=name,
         size_bytes=found.st_size,
-        generation=found.st_mtime_ns << 64 | found.st_ino,
+        generation=_generation(found),
         modified_s=found.st_mtime,
     )
+
+
+def _generation(found: os.stat_result) -> int:
+    return found.st_mtime_ns << 64 | found.st_ino
 
 
 def _is_name(name: str) -> bool:

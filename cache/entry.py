@@ -144,6 +144,27 @@ def entry_digest(head: bytes | memoryview) -> bytes:
     return bytes(head[end - _DIGEST_BYTES : end])
 
 
+@dataclass(frozen=True)
+class Head:
+    """What an entry says of itself before its payload; none of it is verified."""
+
+    key: str
+    meta: EntryMeta
+    payload_bytes: int
+    digest: bytes
+
+
+def decode_head(what: str, head: bytes) -> Head:
+    """Read the first `HEAD_BYTES` of an entry, or all of it. Raises `NotAnEntry`, nothing else.
+
+    `what` names the entry in messages.
+    """
+    digest = entry_digest(head)
+    _, _, header_size, payload_size = _PREFIX.unpack_from(head)
+    key, meta = _parse_header(what, head[_PREFIX.size : _PREFIX.size + header_size])
+    return Head(key, meta, payload_size, digest)
+
+
 def _parse_header(what: str, header: bytes) -> tuple[str, EntryMeta]:
     # A right digest shows that the bytes are as written, not that hotstart wrote them.
     try:

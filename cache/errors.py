@@ -5,6 +5,7 @@ CacheError
  |- UnsupportedJax         JAX's internals look unfamiliar; stock behavior stays
  |- CacheRequired          strict mode: what would be a warning ends the program
  |- SigningKeyError        the signing key that is set can't be used
+ |- BundleError            a file that is no bundle, or that ends early
  |- EntryError             bytes that are not the entry they should be
  |   |- NotAnEntry         no header, another version, or truncated
  |   |- WrongKey           a sound entry, but of another key
@@ -35,6 +36,10 @@ class InvalidLocation(CacheError, ValueError):
 
 class UnsupportedJax(CacheError):
     """JAX's internals do not look as expected; the caller keeps stock behavior."""
+
+
+class BundleError(CacheError):
+    """A file that is no bundle of entries, or not a whole one."""
 
 
 class EntryError(CacheError):

@@ -3,7 +3,8 @@
     ROOT/.hotstart/total           size of all entries in decimal
     ROOT/.hotstart/eviction.lock   held by the process that evicts
 
-Only entries count and only entries go: the directory may hold the user's own files as well.
+Only entries count and only entries go: the directory may hold the user's own files as well. An
+entry that is pinned (pins.py) counts and stays.
 The total is a hint, counted anew by each process before its first `create` and by each eviction.
 So none of its troubles fails an operation: they are logged, and the bound holds a little later.
 """
@@ -14,7 +15,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hotstart.cache.folders import locked
@@ -22,6 +23,7 @@ from hotstart.cache.store import ObjectStat
 
 EVICT_DOWN_TO = 0.9
 ENTRIES = "entries/"
+PINS = "pins/v1/"
 _ENTRY_NAME = re.compile(ENTRIES + r"(?:[^/]+/)*[0-9a-f]{64}(?:-[A-Za-z0-9_.]+)?(?:~[1-9])?")
 
 logger = logging.getLogger(__name__)
@@ -32,22 +34,39 @@ def is_entry(name: str) -> bool:
     return _ENTRY_NAME.fullmatch(name) is not None
 
 
+def place_of(name: str) -> str:
+    """Where an entry under this name, or a further one (`~1`), belongs."""
+    return name.partition("~")[0]
+
+
+def pin_folder(name: str) -> str:
+    """Where the pins of an entry are, which keep it under all its names."""
+    return f"{PINS}{place_of(name).rpartition('/')[2]}/"
+
+
 def eviction_order(
-    last_use_ns: Mapping[str, int], *, created: str, is_created_too_large: bool
+    last_use_ns: Mapping[str, int],
+    *,
+    created: str,
+    is_created_too_large: bool,
+    pinned: Collection[str] = (),
 ) -> list[str]:
     """The names in the order in which they go: read longest ago first.
 
     The one just created never goes, unless it alone is above the bound: then it goes first.
+    `pinned` has the folders of pins (`pin_folder`); what they keep never goes.
     """
-    older = sorted((name for name in last_use_ns if name != created), key=last_use_ns.__getitem__)
-    return [created, *older] if is_created_too_large and created in last_use_ns else older
+    may_go = [name for name in last_use_ns if pin_folder(name) not in pinned]
+    older = sorted((name for name in may_go if name != created), key=last_use_ns.__getitem__)
+    return [created, *older] if is_created_too_large and created in may_go else older
 
 
 class SizeBound:
     """Keeps the entries under `root` within `max_size_bytes`. All calls block; none raises OSError.
 
-    `list_objects` walks the objects of `entries/`; `remove` removes an object that still is as it
-    was listed. Processes share the total and the locks in `own`, which exists.
+    `list_objects` walks the objects of `entries/`, `list_pins` the pins; `remove` removes an
+    object that still is as it was listed. Processes share the total and the locks in `own`,
+    which exists.
     """
 
     def __init__(
@@ -57,12 +76,14 @@ class SizeBound:
         max_size_bytes: int,
         *,
         list_objects: Callable[[], Iterable[ObjectStat]],
+        list_pins: Callable[[], Iterable[ObjectStat]],
         remove: Callable[[ObjectStat], bool],
     ) -> None:
         self._root = root
         self._own = own
         self._max_size_bytes = max_size_bytes
         self._list_objects = list_objects
+        self._list_pins = list_pins
         self._remove = remove
 
     def recount(self) -> None:
@@ -95,6 +116,7 @@ class SizeBound:
                 {name: self._last_use_ns(name) for name in entries},
                 created=created,
                 is_created_too_large=created_bytes > self._max_size_bytes,
+                pinned={pin.name.rpartition("/")[0] + "/" for pin in self._list_pins()},
             )
             for name in order:
                 if total <= self._max_size_bytes * EVICT_DOWN_TO:

@@ -18,6 +18,7 @@ from hotstart.cache.errors import AccessDenied, StoreMissing
 from hotstart.cache.gcs_answers import (
     NotFound,
     PreconditionFailed,
+    RangeNotThere,
     check_length,
     object_stat,
     parse,
@@ -86,6 +87,31 @@ class GcsStore:
             return body
 
         return self._run(action, attempt, self._deadline())
+
+    def read_head(self, name: str, size_bytes: int) -> bytes | None:
+        """The object's first bytes, `size_bytes` at most, or None. Requests as for `get`.
+
+        https://cloud.google.com/storage/docs/json_api/v1/objects/get#range
+        """
+        action, key = self._action("read", name), self._key(name)
+
+        def attempt(timeout_s: float) -> bytes:
+            _, body = self._request(
+                action,
+                timeout_s,
+                "GET",
+                "b/{}/o/{}",
+                self._bucket,
+                key,
+                headers={"Range": f"bytes=0-{size_bytes - 1}"},
+                alt="media",
+            )
+            return body[:size_bytes]
+
+        try:
+            return self._run(action, attempt, self._deadline())
+        except RangeNotThere:  # an empty object has no first byte
+            return b""
 
     def create(self, name: str, data: bytes) -> bool:
         """Create the object; True if this call made it, False if another's is already there.

@@ -30,6 +30,10 @@ class Taken(RejectedRequest):
     """409: a bucket of this name exists, ours or anybody's."""
 
 
+class RangeNotThere(StoreError):
+    """416: the object has no such bytes. Does not leave `hotstart.cache.gcs`."""
+
+
 class HttpFailure(Exception):
     """An answer of 400 or more; `retry_after_s` are the seconds of its `Retry-After`."""
 
@@ -46,6 +50,8 @@ def translate_status(failure: HttpFailure, action: str) -> StoreError:
         return NotFound(f"cannot {action}: {failure}")
     if status == 412:
         return PreconditionFailed(f"cannot {action}: {failure}")
+    if status == 416:
+        return RangeNotThere(f"cannot {action}: {failure}")
     if status in (401, 403):
         return AccessDenied(
             f"cannot {action}: {failure}; check the credentials ({CREDENTIALS}) and the roles "

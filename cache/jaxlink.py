@@ -8,7 +8,8 @@ compilation_cache._cache            our backend. With `jax_compilation_cache_dir
                                     turns on XLA's sub-caches.
 compiler._cache_write               stock returns at once where process_id is not 0, so a program
                                     that process 0 takes no part in is never stored.
-cache_key._hash_accelerator_config, on CPU only: without what differs by process (keys.py).
+cache_key._hash_accelerator_config, on CPU with several processes only: without what differs by
+                                    process (keys.py).
 cache_key.get
 cache_key._hash_...                 pass on what they hash to a recorder (key_recorder.py), where
                                     they are there; the cache does not need it.
@@ -199,8 +200,12 @@ class JaxLink:
     def _around_hash_accelerators(
         self, stock: Callable[..., Any], hash_obj: Any, accelerators: Any
     ) -> None:
+        import jax
+
         devices = list(accelerators.flat)
-        if devices and devices[0].platform == "cpu":
+        # A process alone has no peer to agree with. What stock hashes for it names the processor
+        # too, and under stock's keys entries can be exchanged with stock JAX (stock.py).
+        if devices and devices[0].platform == "cpu" and jax.process_count() > 1:
             hash_obj.update(cpu_accelerator_digest(devices))
         else:
             stock(hash_obj, accelerators)

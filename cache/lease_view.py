@@ -14,6 +14,7 @@ from hotstart.cache.entry import entry_name
 from hotstart.cache.lease_holder import Holder
 from hotstart.cache.store import ObjectStat
 
+LEASES = "leases/v1/"
 _MARK = re.compile(r".*@(\d{5,})(?:\.(done)|\.\d{6,}\.([0-9a-f]{8}))?", re.DOTALL)
 
 
@@ -123,4 +124,4 @@ def removable(lease: Lease, view: View, *, is_ours: bool) -> list[ObjectStat]:
 def lease_name(key: str, epoch: int | None = None, suffix: str = "") -> str:
     """An object's name; without an epoch the prefix of all objects of the key."""
     entry = entry_name(key).rpartition("/")[2]
-    return f"leases/v1/{entry}@" + ("" if epoch is None else f"{epoch:05}{suffix}")
+    return f"{LEASES}{entry}@" + ("" if epoch is None else f"{epoch:05}{suffix}")

@@ -130,6 +130,12 @@ def split(data: bytes) -> tuple[bytes, bytes]:
     return (data, b"") if start < 0 else (data[:start], data[start:])
 
 
+def key_id_in(line: bytes) -> str | None:
+    """The id that a signature names; None where there is none, or it is not of this version."""
+    match = _LINE.fullmatch(line)
+    return None if match is None else match[1].decode()
+
+
 def tally(error: EntryError) -> dict[str, int]:
     """The counter for something that did not verify, by its name, and 1."""
     if isinstance(error, Unsigned):

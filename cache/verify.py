@@ -9,13 +9,10 @@ writer puts there meanwhile is left alone, since a deletion takes the generation
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import VERSION, decode_named
 from hotstart.cache.errors import (
     BadSignature,
@@ -25,7 +22,8 @@ from hotstart.cache.errors import (
     Unsigned,
     WrongKey,
 )
-from hotstart.cache.eviction import is_entry
+from hotstart.cache.eviction import is_entry, place_of
+from hotstart.cache.heads import in_order, read_whole
 from hotstart.cache.repair import all_names
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
@@ -33,6 +31,7 @@ from hotstart.cache.store import ObjectStat, Store
 PREFIX = f"entries/v{VERSION}/"
 Problem = Literal["damaged", "unsigned", "bad-signature", "misplaced", "unreadable"]
 _DELETED = ("damaged", "misplaced")
+_MOST_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,51 @@ def verify(
     a replacement under a further name: readers find that only past it. Raises `StoreError`.
     """
     look = functools.partial(_look, store, seal, delete=delete)
-    with ThreadPoolExecutor(threads, thread_name_prefix="hotstart-verify") as pool:
-        waiting: deque[Future[Looked | None]] = deque()
-        for stat in store.list(PREFIX):
-            waiting.append(pool.submit(look, stat))
-            if len(waiting) >= 2 * threads:  # what is looked at is let go of before more is read
-                yield from filter(None, (waiting.popleft().result(),))
-        for looked in waiting:
-            yield from filter(None, (looked.result(),))
+    yield from filter(None, in_order(look, store.list(PREFIX), threads=threads))
 
 
 def _look(store: Store, seal: Seal, stat: ObjectStat, *, delete: bool) -> Looked | None:
     try:
-        data = _read(store, stat)
+        seen = _read_and_judge(store, seal, stat)
     except StoreMissing:
         raise
     except StoreError as error:
         return Looked(stat.name, stat.size_bytes, "unreadable", str(error))
-    if data is None:
+    if seen is None:
         return None
-    found = _judge(stat.name, data, seal)
+    stat, size_bytes, found = seen
     if found is None:
-        return Looked(stat.name, len(data))
+        return Looked(stat.name, size_bytes)
     problem, detail = found
     deletion = _delete(store, stat) if delete and problem in _DELETED else None
-    return Looked(stat.name, len(data), problem, detail, deletion)
+    return Looked(stat.name, size_bytes, problem, detail, deletion)
+
+
+def _read_and_judge(
+    store: Store, seal: Seal, stat: ObjectStat
+) -> tuple[ObjectStat, int, tuple[Problem, str] | None] | None:
+    """What was looked at, its size, and what is wrong with it; None where it is gone.
+
+    What was replaced between the listing and the read is looked at again.
+    """
+    for looks_left in reversed(range(_MOST_LOOKS)):
+        data = read_whole(store, stat.name)
+        if data is None:
+            return None
+        found = _judge(stat.name, data, seal)
+        now = None if found is None else store.stat(stat.name)
+        if found is None or (now is not None and now.generation == stat.generation):
+            return stat, len(data), found
+        if now is None:
+            return None
+        if not looks_left:
+            return stat, len(data), found
+        stat = now
+    return None
 
 
 def _delete(store: Store, stat: ObjectStat) -> str:
-    names = all_names(_place_of(stat.name))
+    names = all_names(place_of(stat.name))
     further = next((name for name in names if name > stat.name), None)
     try:
         if further is not None and store.stat(further) is not None:
@@ -101,22 +116,11 @@ def _delete(store: Store, stat: ObjectStat) -> str:
         return f"not deleted: {error}"
 
 
-def _place_of(name: str) -> str:
-    """Where an entry under this name, or a further one, belongs."""
-    return name.partition("~")[0]
-
-
-def _read(store: Store, stat: ObjectStat) -> bytes | None:
-    if isinstance(store, DirectoryStore):  # a look is no use, by which evictions go
-        return store.read_head(stat.name, stat.size_bytes + 1)
-    return store.get(stat.name)
-
-
 def _judge(name: str, data: bytes, seal: Seal) -> tuple[Problem, str] | None:
     if not is_entry(name):
         return "misplaced", "this is no name of an entry"
     try:
-        decode_named(_place_of(name), data, seal)
+        decode_named(place_of(name), data, seal)
     except Unsigned as error:
         return "unsigned", str(error)
     except BadSignature as error:

@@ -118,6 +118,13 @@ def fingerprint(config: JobConfig, folder: str | None = None) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def recorded_fingerprint(config: JobConfig, launched_from: Mapping[str, Any]) -> str:
+    """The fingerprint of a job as it was launched; `launched_from` is the record's."""
+    submitted = bool(launched_from.get("submission"))
+    folder = str(PurePath(launched_from.get("job_file", "")).parent) if submitted else None
+    return fingerprint(config, folder)
+
+
 class _Room:
     """How much of options and devices still fits; a value that was seen before costs nothing."""
 

@@ -19,7 +19,7 @@ from hotstart.cache.signing import Keyring
 from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
-from hotstart.launcher.asked import fingerprint
+from hotstart.launcher.asked import recorded_fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
 from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
@@ -223,10 +223,8 @@ class Run:
         cache = cache_config_of(self.config)
         if cache is None:
             return None
-        submitted = bool(self._launched_from.get("submission"))
-        folder = str(Path(self._launched_from.get("job_file", "")).parent) if submitted else None
         settings = AheadSettings(
-            fingerprint=fingerprint(self.config, folder),
+            fingerprint=recorded_fingerprint(self.config, self._launched_from),
             cache=cache,
             platform=self.config.platform,
             process_count=self.config.workers,

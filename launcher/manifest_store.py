@@ -22,6 +22,7 @@ from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
 logger = logging.getLogger(__name__)
 
 KEPT = 3
+MANIFESTS = "manifests/v1/"
 _NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{REPLACEMENTS}])?")
 
 
@@ -94,4 +95,4 @@ class ManifestStore:
 
 
 def _folder(fingerprint: str) -> str:
-    return f"manifests/v1/{fingerprint}/"
+    return f"{MANIFESTS}{fingerprint}/"

@@ -165,6 +165,10 @@ class RunRecord:
         """Whether the fact is there that tells how the run was launched."""
         return self._read(f"{self.name}/created") is not None
 
+    def created(self) -> Mapping[str, Any]:
+        """How the run was launched; empty where that can't be read."""
+        return self._read(f"{self.name}/created") or {}
+
     def start_attempt(self, n: int, info: Mapping[str, Any]) -> None:
         """Record that attempt n begins; raises `RunOwned` if another driver has started it.
 
@@ -338,15 +342,14 @@ class RunRecord:
         """Everything that the record holds."""
         observer = observer or OwnerIdentity.of_this_process()
         owner, end = self.owner(), self.end()
-        created = self._read(f"{self.name}/created") or {}
         state = state_of(owner, end, observer)
-        return RunFacts(self.name, state, created, owner, end, self.attempts())
+        return RunFacts(self.name, state, self.created(), owner, end, self.attempts())
 
     def summary(self, observer: OwnerIdentity) -> RunSummary:
         """One line on the run."""
         owner, end = self.owner(), self.end()
         state = state_of(owner, end, observer)
-        created_s = (self._read(f"{self.name}/created") or {}).get("created_s")
+        created_s = self.created().get("created_s")
         ended = end if end is not None and state == end.state else None
         return RunSummary(
             name=self.name,

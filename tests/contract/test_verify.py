@@ -176,3 +176,51 @@ def test_verify_holds_few_entries_at_once() -> None:
         store.looked += 1
         store.most = max(store.most, store.listed - store.looked)
     assert (store.looked, store.most) == (100, 3)
+
+
+def test_verify_of_a_directory_leaves_a_time_alone_that_the_kernel_would_move(
+    tmp_path: Path,
+) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    store.create(NAMES[0], entry(0))
+    path = tmp_path / "store" / NAMES[0]
+    day_s = 86400
+    os.utime(path, (path.stat().st_mtime - 9 * day_s, path.stat().st_mtime))  # relatime moves it
+    before_ns = path.stat().st_atime_ns
+    assert problems(list(verify(store))) == {}
+    assert path.stat().st_atime_ns == before_ns
+
+
+def test_verify_entry_that_is_replaced_while_it_is_read_is_looked_at_again() -> None:
+    class Replaced(MemoryStore):
+        """Its reader gets the beginning of an entry in whose place a larger one is by then."""
+
+        reads = 0
+
+        def get(self, name: str) -> bytes | None:
+            self.reads += 1
+            if self.reads > 1:
+                return super().get(name)
+            found = self.stat(name)
+            assert found is not None and self.delete(name, found.generation)
+            larger = encode(KEYS[0], b"payload" * 200, EntryMeta())
+            self.create(name, larger)
+            return larger[: found.size_bytes + 1]
+
+    store = Replaced()
+    store.create(NAMES[0], entry(0))
+    [looked] = verify(store, delete=True)
+    assert (looked.problem, store.reads) == (None, 2)
+    assert len(list(store.list(""))) == 1
+
+
+def test_verify_entry_that_goes_after_it_was_read_damaged_is_left_out() -> None:
+    class Repaired(MemoryStore):
+        def get(self, name: str) -> bytes | None:
+            data, found = super().get(name), self.stat(name)
+            assert found is not None and self.delete(name, found.generation)
+            return data
+
+    store = Repaired()
+    store.create(NAMES[0], b"bad")
+    assert list(verify(store)) == []

@@ -1,0 +1,145 @@
+"""A collector: takes entries out of a store in use, by the policy of `janitor.py`.
+
+An entry and its replacements (repair.py) go together, the last replacement first: a crash in
+between leaves a chain that readers can still walk. Each deletion takes the generation that was
+listed, so what was created anew meanwhile stays; two collectors at once delete each object once;
+a reader in the middle of a read reads on. An entry in a directory that was read since it was
+listed stays too. Pins are listed again for each batch, since a pin may come while this goes on.
+Leases, manifests and what is not an entry are left alone.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+from hotstart.cache.directory import DirectoryStore
+from hotstart.cache.errors import StoreError
+from hotstart.cache.eviction import ENTRIES, is_entry, pin_folder, place_of
+from hotstart.cache.heads import in_order
+from hotstart.cache.janitor import Candidate, Condemned
+from hotstart.cache.pins import list_pins
+from hotstart.cache.store import ObjectStat, Store
+
+BATCH = 100
+Fate = Literal["deleted", "gone or replaced meanwhile", "used meanwhile", "pinned meanwhile"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a listing shows of one key: the entry and its replacements, in order of name."""
+
+    candidate: Candidate
+    objects: tuple[ObjectStat, ...]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of a condemned entry. `fate` is one of `Fate`, or says what went wrong."""
+
+    name: str
+    size_bytes: int
+    why: str
+    fate: str
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether this collector has deleted all of it."""
+        return self.fate == "deleted"
+
+
+def list_stored(store: Store) -> dict[str, Stored]:
+    """All entries by where they belong, of every version of the format. One listing.
+
+    A directory has access times; a bucket has none, so there an entry counts as used when it was
+    made: see `with_uses`.
+    """
+    objects: dict[str, list[ObjectStat]] = {}
+    for stat in store.list(ENTRIES):
+        if is_entry(stat.name):
+            objects.setdefault(place_of(stat.name), []).append(stat)
+    return {
+        name: Stored(_candidate(store, name, stats), tuple(stats))
+        for name, stats in objects.items()
+    }
+
+
+def with_uses(stored: Mapping[str, Stored], used_s: Mapping[str, float]) -> dict[str, Stored]:
+    """The same with what is known of uses besides, by name, where that is later."""
+
+    def later(there: Stored) -> Stored:
+        known = there.candidate
+        used = max(known.used_s, used_s.get(known.name, known.used_s))
+        return replace(there, candidate=replace(known, used_s=used))
+
+    return {name: later(there) for name, there in stored.items()}
+
+
+def collect(
+    store: Store,
+    stored: Mapping[str, Stored],
+    condemned: Sequence[Condemned],
+    *,
+    threads: int = 8,
+) -> Iterator[Collected]:
+    """Delete what was condemned, and tell the fate of each.
+
+    One request an object, one listing of pins a batch of 100. What can't be deleted is told, and
+    the rest goes on; raises `StoreError` where pins can't be listed.
+    """
+    remaining = iter(condemned)
+    while batch := list(islice(remaining, BATCH)):
+        pinned = frozenset(list_pins(store))
+
+        def delete(one: Condemned, pinned: Collection[str] = pinned) -> Collected:
+            there = stored[one.name]
+            if pin_folder(one.name) in pinned:
+                fate: str = "pinned meanwhile"
+            else:
+                fate = _delete(store, there)
+            return Collected(one.name, there.candidate.size_bytes, one.why, fate)
+
+        yield from in_order(delete, batch, threads=threads)
+
+
+def store_now_s(store: Store) -> float:
+    """What the clock says that an object's `modified_s` is of: a small object is made and deleted.
+
+    Hosts' clocks may differ from it. Three requests; raises `StoreError`.
+    """
+    name = f"collections/v1/{uuid.uuid4().hex}"
+    store.create(name, b"")
+    found = store.stat(name)
+    if found is None:
+        return time.time()
+    store.delete(name, found.generation)
+    return found.modified_s
+
+
+def _candidate(store: Store, name: str, stats: Sequence[ObjectStat]) -> Candidate:
+    created_s = max(stat.modified_s for stat in stats)
+    size_bytes = sum(stat.size_bytes for stat in stats)
+    return Candidate(name, size_bytes, created_s, max([created_s, *_last_uses(store, stats)]))
+
+
+def _last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
+    if not isinstance(store, DirectoryStore):
+        return []
+    return [used for stat in stats if (used := store.last_use_s(stat)) is not None]
+
+
+def _delete(store: Store, there: Stored) -> str:
+    fate: Fate = "deleted"
+    try:
+        if any(used > there.candidate.used_s for used in _last_uses(store, there.objects)):
+            return "used meanwhile"
+        for stat in reversed(there.objects):
+            if not store.delete(stat.name, stat.generation):
+                fate = "gone or replaced meanwhile"
+    except StoreError as error:
+        return f"not deleted: {error}"
+    return fate

@@ -1,0 +1,215 @@
+"""`hotstart cache gc`: what goes from a cache in use, and what stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotstart.launcher.amounts import DURATION, SIZE, show_size
+from hotstart.launcher.cache_location import (
+    as_json,
+    location_argument,
+    open_location,
+    open_seal,
+    run_dirs,
+    run_locations,
+    signing_key_file,
+)
+
+if TYPE_CHECKING:
+    from hotstart.cache.collect import Collected, Stored
+    from hotstart.cache.janitor import Limits
+    from hotstart.cache.signing import Seal, SealedStore
+    from hotstart.cache.store import Store
+    from hotstart.launcher.run_needs import RunNeeds
+
+_PROBLEMS = 1
+
+
+@click.command(epilog="\b\nExamples:\n"
+               "  hotstart cache gc gs://bucket/cache --max-size 50GiB --dry-run\n"
+               "  hotstart cache gc --unused-for 10d\n"
+               "  hotstart cache gc gs://bucket/cache --max-age 30d --run-dir gs://bucket/runs\n\n"
+               "\b\nExit codes:\n  0  done\n  1  some could not be deleted\n"
+               "  2  usage, or the location or a run directory can't be read; nothing was deleted\n"
+               )  # fmt: skip
+@location_argument
+@click.option("--max-size", type=SIZE, metavar="SIZE", help="Bring all entries below, like 50GiB.")
+@click.option("--max-age", type=DURATION, metavar="AGE", help="Delete those made before, like 10d.")
+@click.option(
+    "--unused-for",
+    type=DURATION,
+    metavar="AGE",
+    help="Delete those not used for so long. A bucket keeps no last use: see below.",
+)
+@run_dirs
+@click.option(
+    "--ended", multiple=True, metavar="RUN", help="Take this run as ended, though it has no end."
+)
+@click.option("--dry-run", is_flag=True, help="Tell what would go, and why; delete nothing.")
+@signing_key_file
+@as_json
+def gc(
+    location: str | None,
+    max_size: int | None,
+    max_age: float | None,
+    unused_for: float | None,
+    run_dirs: tuple[str, ...],
+    ended: tuple[str, ...],
+    dry_run: bool,
+    signing_key_file: str | None,
+    as_json: bool,
+) -> None:
+    """Delete entries of LOCATION by age, last use and size; the ones used longest ago first.
+
+    Safe on a cache in use. Pinned entries stay, and those that runs need which have not ended.
+    In a bucket an entry counts as used when it was made, or when the last run that asked for it
+    gave a sign, as far as the run directories and the cache's own manifests tell.
+    """
+    from hotstart.cache.collect import list_stored, with_uses
+    from hotstart.cache.janitor import Limits
+    from hotstart.cache.signing import SealedStore
+    from hotstart.launcher.errors import UsageError
+    from hotstart.launcher.run_needs import last_uses
+
+    limits = Limits(max_size, max_age, unused_for)
+    if limits == Limits():
+        raise UsageError("gc: nothing to go by; give --max-size, --max-age or --unused-for")
+    store = open_location(location)
+    seal = open_seal(store, signing_key_file)
+    sealed = SealedStore(store, seal)
+    by_use = max_size is not None or unused_for is not None
+    stored = list_stored(store)
+    # After the listing: whose entries are in it has a record by now.
+    with_ended = by_use and _is_far(store)
+    needs = _needs(run_locations(run_dirs), seal, sealed, ended, with_ended=with_ended)
+    if with_ended:
+        stored = with_uses(stored, last_uses(needs, sealed))
+    kept = _kept(store, stored, [one for one in needs if one.is_live])
+    fates = _collect(store, stored, kept, limits, dry_run=dry_run)
+    _tell(store, stored, kept, fates, needs, limits, dry_run=dry_run, as_json=as_json)
+    failed = [one for one in fates if one.fate.startswith("not deleted")]
+    sys.exit(_PROBLEMS if failed else 0)
+
+
+def _needs(
+    run_dirs: Sequence[str],
+    seal: Seal,
+    sealed: SealedStore,
+    ended: tuple[str, ...],
+    *,
+    with_ended: bool,
+) -> list[RunNeeds]:
+    """What runs need; raises `UsageError` where that of a live one can't be told."""
+    from hotstart.launcher.errors import UsageError
+    from hotstart.launcher.run_needs import read_needs
+
+    needs = read_needs(run_dirs, seal.keyring, sealed, only_live=not with_ended, ended=ended)
+    for one in needs:
+        if one.is_live and (one.unread or one.fingerprint is None):
+            raise UsageError(
+                f"run {one.run} in {one.run_dir} has not ended, and what it needs can't be read, "
+                "or is not signed with a key of this host; set the key of its launch, or "
+                f"give --ended {one.run} if it is over. Nothing was deleted"
+            )
+    return needs
+
+
+def _kept(store: Store, stored: Mapping[str, Stored], live: Sequence[RunNeeds]) -> dict[str, str]:
+    """What stays, by name, and why."""
+    from hotstart.cache.eviction import pin_folder
+    from hotstart.cache.pins import list_pins
+    from hotstart.launcher.run_needs import needed_by
+
+    pinned, needed = list_pins(store), needed_by(live)
+    kept: dict[str, str] = {}
+    for name, there in stored.items():
+        made_s = there.candidate.created_s
+        maker = next((run for run in live if run.made(made_s, store.url)), None)
+        if pin_folder(name) in pinned:
+            kept[name] = "pinned"
+        elif name in needed:
+            kept[name] = f"needed by run {needed[name][0].run}"
+        elif maker is not None:
+            kept[name] = f"may be of run {maker.run}, which has not ended"
+    return kept
+
+
+def _collect(
+    store: Store,
+    stored: Mapping[str, Stored],
+    kept: Mapping[str, str],
+    limits: Limits,
+    *,
+    dry_run: bool,
+) -> list[Collected]:
+    """What became of each that goes; of a dry run, what would."""
+    import time
+
+    from hotstart.cache.collect import Collected, collect, store_now_s
+    from hotstart.cache.janitor import choose
+    from hotstart.launcher.progress_bar import counted
+
+    now_s = time.time() if dry_run else store_now_s(store)
+    entries = [there.candidate for there in stored.values()]
+    condemned = choose(entries, kept, limits, now_s)
+    if dry_run:
+        sizes = {entry.name: entry.size_bytes for entry in entries}
+        return [Collected(one.name, sizes[one.name], one.why, "") for one in condemned]
+    return list(counted(collect(store, stored, condemned), "gc", len(condemned)))
+
+
+def _tell(
+    store: Store,
+    stored: Mapping[str, Stored],
+    kept: Mapping[str, str],
+    fates: Sequence[Collected],
+    needs: Sequence[RunNeeds],
+    limits: Limits,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    all_bytes = sum(there.candidate.size_bytes for there in stored.values())
+    going = fates if dry_run else [one for one in fates if one.is_deleted]
+    gone_bytes = sum(one.size_bytes for one in going)
+    live = sorted({one.run for one in needs if one.is_live})
+    left = len(stored) - len(going)
+    if as_json:
+        facts: dict[str, Any] = {
+            "location": store.url,
+            "dry_run": dry_run,
+            "limits": dataclasses.asdict(limits),
+            "entries": len(stored),
+            "size_bytes": all_bytes,
+            "deleted": 0 if dry_run else len(going),
+            "deleted_bytes": 0 if dry_run else gone_bytes,
+            "live_runs": live,
+            "kept": kept,
+            "condemned": [dataclasses.asdict(one) for one in fates],
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for one in fates:
+        fate = f" ({one.fate})" if one.fate not in ("", "deleted") else ""
+        click.echo(f"  {one.name}: {show_size(one.size_bytes)}, {one.why}{fate}")
+    verb = "would be deleted" if dry_run else "deleted"
+    click.echo(
+        f"{store.url}: {len(going)} of {len(stored)} entries {verb}, {show_size(gone_bytes)} of "
+        f"{show_size(all_bytes)}; {left} stay, {len(kept)} of them kept by pins or live runs"
+    )
+    if live:
+        click.echo(f"runs that have not ended: {', '.join(live)}")
+    if limits.max_size_bytes is not None and all_bytes - gone_bytes > limits.max_size_bytes:
+        click.echo(f"what stays is more than {show_size(limits.max_size_bytes)}: it is kept")
+    if dry_run:
+        click.echo("ages are by this host's clock; without --dry-run they are by the store's")
+
+
+def _is_far(store: Store) -> bool:
+    return store.url.startswith("gs://")

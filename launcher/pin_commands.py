@@ -1,0 +1,160 @@
+"""`hotstart cache pin` and `unpin`: what stays in a cache, whatever else goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from hotstart.launcher.cache_location import (
+    as_json,
+    location_option,
+    open_location,
+    open_seal,
+    run_dirs,
+    run_locations,
+    signing_key_file,
+)
+
+if TYPE_CHECKING:
+    from hotstart.cache.signing import Seal
+    from hotstart.cache.store import Store
+
+_PROBLEMS = 1
+
+
+@click.command(epilog="\b\nExamples:\n  hotstart cache pin jit_step-14ac577c --why 'release 3'\n"
+               "  hotstart cache pin --run latest --location gs://bucket/cache\n")  # fmt: skip
+@click.argument("keys", nargs=-1, metavar="[KEY ...]")
+@click.option("--run", metavar="RUN", help="Pin what a run has asked for so far, or `latest`.")
+@click.option("--why", default="", metavar="TEXT", help="Kept with the pin.")
+@location_option
+@run_dirs
+@signing_key_file
+@as_json
+def pin(
+    keys: tuple[str, ...],
+    run: str | None,
+    why: str,
+    location: str | None,
+    run_dirs: tuple[str, ...],
+    signing_key_file: str | None,
+    as_json: bool,
+) -> None:
+    """Keep entries, whatever `gc` or a directory's bound would have go.
+
+    KEY may be the beginning of a key, or of the hash in it, as long as it is one entry's alone.
+    A bucket's own lifecycle rules know of no pins.
+    """
+    import getpass
+    import socket
+    import time
+
+    from hotstart.cache import pins
+    from hotstart.cache.heads import in_order
+    from hotstart.cache.inventory import list_entries
+    from hotstart.cache.signing import SealedStore
+
+    store = open_location(location)
+    seal = open_seal(store, signing_key_file)
+    names, source, run = _named(store, seal, keys, run, run_dirs)
+    facts = pins.PinFacts(f"{getpass.getuser()}@{socket.gethostname()}", time.time(), why)
+    sealed = SealedStore(store, seal)
+    pinning = in_order(lambda name: pins.pin(sealed, name, source, facts), names)
+    created = dict(zip(names, pinning, strict=True))
+    # Looked at after its pin is there: a collector that deletes it later has seen the pin.
+    there = {one.stat.name for one in list_entries(store)}
+    lost = [name for name in names if name not in there]
+    for name in lost:
+        pins.unpin(store, name, source)
+    pinned = [name for name in names if name in there]
+    new = sum(created[name] for name in pinned)
+    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost)
+    sys.exit(_PROBLEMS if lost else 0)
+
+
+@click.command(epilog="\b\nExamples:\n  hotstart cache unpin jit_step-14ac577c\n"
+               "  hotstart cache unpin --run bytelm-20261124-163001-3f2a\n")  # fmt: skip
+@click.argument("keys", nargs=-1, metavar="[KEY ...]")
+@click.option("--run", metavar="RUN", help="Take away the pins that were set for this run.")
+@location_option
+@run_dirs
+@signing_key_file
+@as_json
+def unpin(
+    keys: tuple[str, ...],
+    run: str | None,
+    location: str | None,
+    run_dirs: tuple[str, ...],
+    signing_key_file: str | None,
+    as_json: bool,
+) -> None:
+    """Take pins away again: those set by key, or those set for a run; not the other's."""
+    from hotstart.cache import pins
+    from hotstart.cache.heads import in_order
+
+    store = open_location(location)
+    if run is not None and run != "latest" and not keys:  # its record may be gone by now
+        source = pins.source_of_run(run)
+        found = [stats[source] for stats in pins.list_pins(store).values() if source in stats]
+        gone = [
+            stat.name.split("/")[2] for stat in found if store.delete(stat.name, stat.generation)
+        ]
+    else:
+        names, source, run = _named(
+            store, open_seal(store, signing_key_file), keys, run, run_dirs, verb="unpin"
+        )
+        unpinning = in_order(lambda name: pins.unpin(store, name, source), names)
+        gone = [name for name, was in zip(names, unpinning, strict=True) if was]
+    if as_json:
+        click.echo(json.dumps({"location": store.url, "run": run, "unpinned": gone}, indent=2))
+    else:
+        click.echo(f"{store.url}: {len(gone)} unpinned" + (f" of run {run}" if run else ""))
+
+
+def _named(
+    store: Store,
+    seal: Seal,
+    keys: tuple[str, ...],
+    run: str | None,
+    run_dirs: tuple[str, ...],
+    verb: str = "pin",
+) -> tuple[list[str], str, str | None]:
+    """The names of the entries that are meant, the source of their pins, and the run."""
+    from hotstart.cache import pins
+    from hotstart.launcher.errors import UsageError
+
+    if bool(keys) == (run is not None):
+        raise UsageError(f"{verb}: give either keys or --run RUN")
+    if run is None:
+        from hotstart.launcher.find_entry import find_one
+
+        return [find_one(store, key) for key in keys], pins.BY_KEY, None
+    from hotstart.cache.inventory import list_entries
+    from hotstart.cache.signing import SealedStore
+    from hotstart.launcher.run_needs import needed_by, needs_of_run
+
+    needs = needs_of_run(run_locations(run_dirs), run, seal.keyring, SealedStore(store, seal))
+    there = {one.stat.name for one in list_entries(store)}
+    names = sorted(name for name in needed_by([needs]) if name in there)
+    if not names:
+        raise UsageError(
+            f"run {needs.run} in {needs.run_dir} asked for {len(needs.keys)} programs, of which "
+            f"none is in {store.url}; name its cache with --location"
+        )
+    return names, pins.source_of_run(needs.run), needs.run
+
+
+def _tell_pins(
+    store: Store, run: str | None, as_json: bool, *, pinned: list[str], new: int, lost: list[str]
+) -> None:
+    if as_json:
+        facts = {"location": store.url, "run": run, "pinned": pinned, "new": new, "gone": lost}
+        click.echo(json.dumps(facts, indent=2))
+        return
+    of_run = f" for run {run}" if run else ""
+    click.echo(f"{store.url}: {len(pinned)} pinned{of_run}, {len(pinned) - new} of them before")
+    for name in lost:
+        click.echo(f"  {name}: gone meanwhile, and not pinned")

@@ -1,0 +1,107 @@
+"""Processes that collect from a cache, or use it, as fast as they can until they are told to end.
+
+    python -m tests.support.collecting collect ROUNDS LOCATION STOP RUN_DIR
+    python -m tests.support.collecting use ROUNDS LOCATION STOP SEED
+    python -m tests.support.collecting watch ROUNDS LOCATION STOP KEY ...
+
+Each prints "enough" after ROUNDS rounds, goes on until the file STOP is there, so that none is
+ever alone, and prints what it did as JSON: `collect` the entries that it
+deleted, `use` its hits, misses and troubles, `watch` how often it looked and what was missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hotstart.cache.counters import Counters
+from hotstart.cache.entry import EntryMeta
+from hotstart.cache.repair import find_entry
+from hotstart.cache.shared import SharedCache, Tiers
+from hotstart.cache.store import open_store
+from hotstart.launcher.cli import main
+
+KEYS = [f"jit_step-{number:064x}" for number in range(40)]
+
+
+def payload(key: str) -> bytes:
+    """What is stored of a key, by every process."""
+    return random.Random(key).randbytes(3000)
+
+
+def _collect(location: str, stop: Path, run_dir: str) -> dict[str, Any]:
+    rounds = deleted = 0
+    problems: list[object] = []
+    arguments = ["cache", "gc", location, "--max-size", "1", "--run-dir", run_dir, "--json"]
+    for _ in _until(stop):
+        text = io.StringIO()
+        code: object = None
+        with contextlib.redirect_stdout(text):
+            try:
+                main.main(arguments, standalone_mode=False)
+            except SystemExit as end:
+                code = end.code
+        if code != 0:
+            problems.append([code, text.getvalue()])
+            break
+        rounds += 1
+        deleted += json.loads(text.getvalue())["deleted"]
+    return {"rounds": rounds, "deleted": deleted, "problems": problems}
+
+
+def _use(location: str, stop: Path, seed: str) -> dict[str, Any]:
+    rng = random.Random(int(seed))
+    counters = Counters()
+    store = open_store(location)
+    cache = SharedCache(Tiers(store), counters)
+    hits = misses = 0
+    problems: list[object] = []
+    for _ in _until(stop):
+        key = rng.choice(KEYS)
+        entry = cache.get(key)
+        if entry is None:
+            misses += 1
+            cache.put(key, payload(key), EntryMeta())
+        else:
+            hits += 1
+            if bytes(entry.payload) != payload(key):
+                problems.append(key)
+        cache.done(key)
+        if not cache.flush(30):
+            problems.append("flush")
+    errors = counters.snapshot().errors
+    return {"hits": hits, "misses": misses, "errors": errors, "problems": problems}
+
+
+def _watch(location: str, stop: Path, *keys: str) -> dict[str, Any]:
+    store = open_store(location)
+    looks = 0
+    missing: set[str] = set()
+    for _ in _until(stop):
+        for key in keys:
+            looks += 1
+            if find_entry(store, key).entry is None:
+                missing.add(key)
+    return {"looks": looks, "missing": sorted(missing)}
+
+
+def _until(stop: Path) -> Iterator[None]:
+    rounds = 0
+    while not stop.exists():
+        yield
+        rounds += 1
+        if rounds == enough:
+            print("enough", file=sys.__stdout__, flush=True)
+
+
+if __name__ == "__main__":
+    role, count, where, stop_file, *more = sys.argv[1:]
+    enough = int(count)
+    roles = {"collect": _collect, "use": _use, "watch": _watch}
+    print(json.dumps(roles[role](where, Path(stop_file), *more)), flush=True)
