@@ -36,7 +36,6 @@ def parse_options() -> argparse.Namespace:
 def train_loop(options: dict[str, Any]) -> None:
     """What each worker runs; cache and `jax.distributed` are in place."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import optax
     import ray.train
