@@ -39,7 +39,8 @@ class CacheSection:
     process looks for itself and compiles what it does not find, as in stock JAX. `read_ahead`
     brings what the last attempt asked for to the hosts while workers start; `load_ahead` also
     makes it executable before it is asked for, and needs `read_ahead`. `signing_key_file` is a
-    path on each host, for those whose environment names no key.
+    path on each host, for those whose environment names no key. With `children` what workers
+    spawn has the cache too.
     """
 
     location: str | None = None
@@ -56,6 +57,7 @@ class CacheSection:
     signing_key_file: str | None = None
     read_ahead: bool = True
     load_ahead: bool = True
+    children: bool = True
 
     @property
     def max_size_bytes(self) -> int | None:

@@ -215,6 +215,7 @@ class Run:
             standby=config.restarts.standby,
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
+            in_children=config.cache.children,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
         )
 

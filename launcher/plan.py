@@ -33,6 +33,7 @@ class AttemptPlan:
     cache: None where the cache is off.
     load_ahead: whether workers make executables of the manifest's entries before they are
         asked for.
+    in_children: whether what workers spawn has the cache too.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
     limits: how long workers may make no progress; see `watchdog.py`.
@@ -49,6 +50,7 @@ class AttemptPlan:
     environ: dict[str, str] = field(default_factory=dict)
     log_location: str = ""
     load_ahead: bool = True
+    in_children: bool = True
     standby: bool = False
     platform: str = "cpu"
     limits: StillLimits = StillLimits()

@@ -90,13 +90,16 @@ def end(*, failed: bool) -> None:
 
 
 def _enable(cache: CacheConfig, account: _Account | None) -> None:
-    from hotstart.cache import active
+    from hotstart.cache import active, children
+    from hotstart.cache.keyring import load_keyring
 
+    keyring = load_keyring(cache.signing_key_file)
     if account is None:
-        active.enable(cache)
+        active.enable(cache, keyring=keyring)
         return
     logging.getLogger("hotstart").addHandler(account)
-    active.enable(cache, on_change=account.changed.set)
+    active.enable(cache, on_change=account.changed.set, keyring=keyring)
+    children.offer(cache, keyring)
 
 
 def _join(coordinator: str, place: Place, timeout_s: float) -> None:
