@@ -80,6 +80,17 @@ class RestartSection:
 
 
 @dataclass(frozen=True)
+class ResumeSection:
+    """For a program that has to be told to go on from a checkpoint, and can't be told too early.
+
+    `args` follow the job's own in every start that finds `if_exists`: a path that all workers see.
+    """
+
+    if_exists: str | None = None
+    args: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TimeoutSection:
     """How long to wait for capacity, for all processes to join, and for a worker to stop.
 
@@ -109,6 +120,7 @@ class JobConfig:
     entrypoint: str | None = None
     script: str | None = None
     args: list[str] = field(default_factory=list)
+    resume: ResumeSection = field(default_factory=ResumeSection)
     workers: int = field(default=1, metadata={"at_least": 1})
     workers_per_host: int | None = field(default=None, metadata={"at_least": 1})
     resources_per_worker: dict[str, float] = field(default_factory=dict, metadata={"at_least": 0})

@@ -265,7 +265,11 @@ def program_of(config: JobConfig, folder: str) -> Program:
     path = (str(Path(config.script).resolve().parent),) if config.script else ()
     if config.working_dir:
         path = (*path, config.working_dir)
-    return Program(config.script, config.entrypoint, tuple(config.args), path, folder)
+    return Program(
+        *(config.script, config.entrypoint, tuple(config.args), path, folder),
+        resume_if=config.resume.if_exists,
+        resume_args=tuple(config.resume.args),
+    )
 
 
 def cache_config_of(config: JobConfig) -> CacheConfig | None:
