@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hotstart.cache.config import CacheConfig
+from hotstart.cache.errors import InvalidLocation
 from hotstart.launcher.train_report import TrainReport, WorkerReport, read_report
 from tests.support.compile_counter import CompileCounter, read_counts
 from tests.support.launch import RayNodes, Site, await_true, ray_nodes
@@ -120,3 +122,61 @@ def test_killed_worker_has_ray_train_restart_without_a_compilation_to_the_same_l
 def told(worker: WorkerReport) -> tuple[str, int, int, int]:
     """State, requests, hits and compilations of a worker."""
     return worker.state, worker.stats.requests, worker.stats.hits, worker.stats.compiled
+
+
+def test_config_takes_a_location_from_here_and_refuses_what_can_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOTSTART_HOME", "/a/home")
+    from hotstart.launcher.ray_train import JaxConfig
+
+    def location(cache: CacheConfig | str | None = None) -> str:
+        settled = JaxConfig(cache=cache).cache
+        assert isinstance(settled, CacheConfig)
+        return settled.location
+
+    assert location("here") == str(tmp_path / "here")
+    assert location(CacheConfig("gs://b/c/")) == "gs://b/c"
+    assert location() == "/a/home/cache"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "there")
+    assert location() == str(tmp_path / "there")
+    with pytest.raises(InvalidLocation):
+        JaxConfig(cache="s3://b/c")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    with pytest.raises(ValueError, match="^RAY_TRAIN_V2_ENABLED is off"):
+        JaxConfig()
+
+
+@pytest.mark.parametrize(
+    ("resources", "use_gpu", "use_tpu"),
+    [({"CPU": 1}, False, False), ({"CPU": 1, "GPU": 2}, True, False), ({"TPU": 4}, False, True)],
+)
+def test_config_takes_the_platform_from_a_workers_resources(
+    resources: dict[str, float], use_gpu: bool, use_tpu: bool
+) -> None:
+    from hotstart.launcher.ray_train import JaxConfig, _for_resources
+
+    settled = _for_resources(JaxConfig(cache="/c"), resources)
+    assert (settled.use_gpu, settled.use_tpu) == (use_gpu, use_tpu)
+    asked = _for_resources(JaxConfig(cache="/c", use_gpu=True), {"CPU": 1})
+    assert (asked.use_gpu, asked.use_tpu) == (True, False)
+
+
+@pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="takes half a minute")
+def test_example_runs_as_the_docs_say(here: Site, nodes: RayNodes) -> None:
+    page = (ROOT / "docs" / "ray-train.md").read_text()
+    [command] = re.findall(r"^python (examples/ray_train/.*)$", page, re.MULTILINE)
+    finished = subprocess.run(
+        [sys.executable, *command.split(), "--address", nodes.address],
+        cwd=ROOT,
+        env=here.environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"^final loss \d\.\d+ after step 40$", finished.stdout, re.MULTILINE)
+    assert re.search(r"^ +1 +1 +done +2 ", finished.stdout, re.MULTILINE)
