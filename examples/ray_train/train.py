@@ -88,7 +88,11 @@ def train_loop(options: dict[str, Any]) -> None:
             done = int(stored["done"])
             leaves = [stored[f"leaf{i}"] for i in range(len(stored.files) - 1)]
         structure = jax.tree.structure(jax.eval_shape(init))
-        state = jax.device_put(jax.tree.unflatten(structure, leaves), replicated)
+        # Not `jax.device_put`, which compares the workers' values, by a program of its own.
+        state = jax.tree.unflatten(
+            structure,
+            [jax.make_array_from_callback(x.shape, replicated, x.__getitem__) for x in leaves],
+        )
     else:
         state = jax.jit(init, out_shardings=replicated)()
 
