@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _FAILED_FLUSH_S = 4.0
 _WRITE_EVERY_S = 1.0
+_LAST_WRITE_S = 10.0
+_MAX_WARNINGS = 20
 
 
 def next_attempt(filesystem: Any, root: str) -> int:
@@ -155,8 +157,9 @@ class _Account(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep hotstart's warnings."""
-        self._warnings.append(record.getMessage())
-        self.changed.set()
+        if len(self._warnings) < _MAX_WARNINGS:
+            self._warnings.append(record.getMessage())
+            self.changed.set()
 
     def begin(self) -> None:
         """Write from now on."""
@@ -167,11 +170,11 @@ class _Account(logging.Handler):
         return self._ending.acquire(blocking=False)  # never released
 
     def finish(self, state: str) -> None:
-        """Write it a last time; blocks for that write."""
+        """Write it a last time; blocks for that write, for ten seconds at most."""
         self._state = state
         self._over.set()
         self.changed.set()
-        self._thread.join()
+        self._thread.join(_LAST_WRITE_S)
 
     def _keep(self) -> None:
         over = False

@@ -14,32 +14,36 @@ class _AfterJax:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
         if name != "jax":
             return None
-        sys.meta_path.remove(self)
         for finder in list(sys.meta_path):
-            find_spec = getattr(finder, "find_spec", None)
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
             spec = find_spec(name, path, target) if find_spec else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    _follow(spec.loader)
+                    self._follow(spec.loader)
                 return spec
         return None
 
+    def _follow(self, loader):  # type: ignore[no-untyped-def]
+        stock = loader.exec_module
 
-def _follow(loader):  # type: ignore[no-untyped-def]
-    stock = loader.exec_module
+        def exec_module(module):  # type: ignore[no-untyped-def]
+            stock(module)
+            if self in sys.meta_path:  # who only looks whether jax is there does not import it
+                sys.meta_path.remove(self)
+            _enable()
 
-    def exec_module(module):  # type: ignore[no-untyped-def]
-        stock(module)
-        try:
-            from hotstart.cache.children import enable_here
+        loader.exec_module = exec_module
 
-            enable_here()
-        except ModuleNotFoundError:  # another interpreter's process, which has no hotstart
-            pass
-        except Exception as error:
-            sys.stderr.write(f"hotstart's cache is not in place in this process: {error}\n")
 
-    loader.exec_module = exec_module
+def _enable() -> None:
+    try:
+        from hotstart.cache.children import enable_here
+
+        enable_here()
+    except ModuleNotFoundError:  # another interpreter's process, which has no hotstart
+        pass
+    except Exception as error:
+        sys.stderr.write(f"hotstart's cache is not in place in this process: {error}\n")
 
 
 def _run_the_next() -> None:
