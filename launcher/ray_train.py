@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -106,20 +106,18 @@ class HotstartBackend(_StockBackend):  # type: ignore[misc, valid-type]
         started = time.monotonic()
         first = worker_group.execute_single(0, _first_worker)
         count = len(worker_group)
-        ray.get(
-            [
-                worker_group.execute_single_async(
-                    index,
-                    _start_worker,
-                    cache=config._settings,
-                    place=train_worker.Place(first.attempt, index, count),
-                    platform=platform,
-                    coordinator=first.address if platform == "cpu" and count > 1 else None,
-                    timeout_s=config.distributed_timeout_s,
-                    elapsed_s=time.monotonic() - started,
-                )
-                for index in range(count)
-            ]
+        _await_all(
+            worker_group.execute_single_async(
+                index,
+                _start_worker,
+                cache=config._settings,
+                place=train_worker.Place(first.attempt, index, count),
+                platform=platform,
+                coordinator=first.address if platform == "cpu" and count > 1 else None,
+                timeout_s=config.distributed_timeout_s,
+                elapsed_s=time.monotonic() - started,
+            )
+            for index in range(count)
         )
         super().on_start(worker_group, config)  # jax.distributed, where that is Ray Train's part
 
@@ -129,6 +127,14 @@ class HotstartBackend(_StockBackend):  # type: ignore[misc, valid-type]
         ray.wait(calls, num_returns=len(calls), timeout=_STOP_S)  # a dead one's is ready too
         config = _for_resources(backend_config, worker_group.get_resources_per_worker())
         super().on_shutdown(worker_group, config)
+
+
+def _await_all(calls: Iterable[Any]) -> None:
+    """Raise the first error as it comes: who waits for a dead peer to join waits for minutes."""
+    pending = list(calls)
+    while pending:
+        done, pending = ray.wait(pending)
+        ray.get(done)
 
 
 @dataclass(frozen=True)
