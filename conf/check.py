@@ -45,6 +45,12 @@ def check_values(config: JobConfig, origins: Origins) -> None:
             raise _error(("env", variable), text, origins)
     _check_max_size(config.cache.max_size, origins)
     _check_program_given(config, origins)
+    if config.resume.args and config.resume.if_exists is None:
+        text = "give resume.if_exists too: the checkpoint's path, without which they are left out"
+        raise _error(("resume", "args"), text, origins)
+    if config.resume.if_exists is not None and not config.resume.args:
+        text = "give resume.args too: what the program gets where that path exists"
+        raise _error(("resume", "if_exists"), text, origins)
 
 
 def value_at(config: JobConfig, key: Key) -> Any:
@@ -159,6 +165,12 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
         if "://" in key_file or not key_file.strip():
             raise _error(path, f"expected a file of each host, got {shown(key_file)}", origins)
         key_file = str(absolute(path, key_file))
+    checkpoint = config.resume.if_exists
+    if checkpoint is not None:
+        path = ("resume", "if_exists")
+        if "://" in checkpoint or not checkpoint.strip():
+            raise _error(path, f"expected a path of each host, got {shown(checkpoint)}", origins)
+        checkpoint = str(absolute(path, checkpoint))
     script, working_dir = config.script, config.working_dir
     if working_dir is not None:
         directory = absolute(("working_dir",), working_dir)
@@ -180,6 +192,7 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
     return dataclasses.replace(
         config,
         script=script,
+        resume=dataclasses.replace(config.resume, if_exists=checkpoint),
         working_dir=working_dir,
         run_dir=run_dir,
         cache=dataclasses.replace(

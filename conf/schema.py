@@ -39,7 +39,8 @@ class CacheSection:
     process looks for itself and compiles what it does not find, as in stock JAX. `read_ahead`
     brings what the last attempt asked for to the hosts while workers start; `load_ahead` also
     makes it executable before it is asked for, and needs `read_ahead`. `signing_key_file` is a
-    path on each host, for those whose environment names no key.
+    path on each host, for those whose environment names no key. With `children` what workers
+    spawn has the cache too.
     """
 
     location: str | None = None
@@ -56,6 +57,7 @@ class CacheSection:
     signing_key_file: str | None = None
     read_ahead: bool = True
     load_ahead: bool = True
+    children: bool = True
 
     @property
     def max_size_bytes(self) -> int | None:
@@ -75,6 +77,17 @@ class RestartSection:
     preemptions: int = field(default=100, metadata={"at_least": 0})
     backoff_s: float = field(default=1.0, metadata={"at_least": 0})
     standby: bool = True
+
+
+@dataclass(frozen=True)
+class ResumeSection:
+    """For a program that has to be told to go on from a checkpoint, and can't be told too early.
+
+    `args` follow the job's own in every start that finds `if_exists`: a path that all workers see.
+    """
+
+    if_exists: str | None = None
+    args: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,7 @@ class JobConfig:
     entrypoint: str | None = None
     script: str | None = None
     args: list[str] = field(default_factory=list)
+    resume: ResumeSection = field(default_factory=ResumeSection)
     workers: int = field(default=1, metadata={"at_least": 1})
     workers_per_host: int | None = field(default=None, metadata={"at_least": 1})
     resources_per_worker: dict[str, float] = field(default_factory=dict, metadata={"at_least": 0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hotstart.cache.children import withdraw
 from hotstart.cache.keyring import KEYS_VARIABLE
 from hotstart.cache.keys import compile_once_flags
 from hotstart.launcher.plan import WorkerPlan
@@ -23,7 +24,9 @@ _OF_AN_ATTEMPT = ("HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR
 def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]:
     """All that a worker's process starts with on a host with the environment `host`."""
     attempt = plan.attempt
-    environ = {k: v for k, v in host.items() if k not in STALE_ENVIRON} | added_environ(
+    environ = {k: v for k, v in host.items() if k not in STALE_ENVIRON}
+    withdraw(environ)  # of a worker that this launch was started in
+    environ |= added_environ(
         attempt.run,
         str(attempt.attempt),
         str(plan.process_index),

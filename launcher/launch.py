@@ -271,6 +271,7 @@ class Run:
             standby=config.restarts.standby,
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
+            in_children=config.cache.children,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
         )
 
@@ -325,7 +326,11 @@ def program_of(config: JobConfig, folder: str) -> Program:
     path = (str(Path(config.script).resolve().parent),) if config.script else ()
     if config.working_dir:
         path = (*path, config.working_dir)
-    return Program(config.script, config.entrypoint, tuple(config.args), path, folder)
+    return Program(
+        *(config.script, config.entrypoint, tuple(config.args), path, folder),
+        resume_if=config.resume.if_exists,
+        resume_args=tuple(config.resume.args),
+    )
 
 
 def cache_config_of(config: JobConfig) -> CacheConfig | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -13,7 +14,8 @@ from hotstart.launcher.watchdog import StillLimits
 class Program:
     """The user's program: a script or `module:function`, its arguments, and its import path.
 
-    `path` goes in front of `sys.path`, in order; `folder` is the working directory.
+    `path` goes in front of `sys.path`, in order; `folder` is the working directory. `resume_args`
+    follow `args` where the path `resume_if` exists.
     """
 
     script: str | None
@@ -21,6 +23,14 @@ class Program:
     args: tuple[str, ...]
     path: tuple[str, ...]
     folder: str
+    resume_if: str | None = None
+    resume_args: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Program:
+        """From a JSON object; the peer is of the same version."""
+        lists = {name: tuple(data[name]) for name in ("args", "path", "resume_args")}
+        return cls(**{**data, **lists})
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class AttemptPlan:
     cache: None where the cache is off.
     load_ahead: whether workers make executables of the manifest's entries before they are
         asked for.
+    in_children: whether what workers spawn has the cache too.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
     limits: how long workers may make no progress; see `watchdog.py`.
@@ -49,6 +60,7 @@ class AttemptPlan:
     environ: dict[str, str] = field(default_factory=dict)
     log_location: str = ""
     load_ahead: bool = True
+    in_children: bool = True
     standby: bool = False
     platform: str = "cpu"
     limits: StillLimits = StillLimits()
@@ -71,12 +83,11 @@ class WorkerPlan:
     def from_json(cls, data: dict[str, Any]) -> WorkerPlan:
         """The inverse of `to_json`; the peer is of the same version."""
         attempt = dict(data["attempt"])
-        program = {**attempt.pop("program")}
-        program["args"], program["path"] = tuple(program["args"]), tuple(program["path"])
+        program = Program.from_json(attempt.pop("program"))
         cache, limits = attempt.pop("cache"), StillLimits(**attempt.pop("limits"))
         plan = AttemptPlan(
             **attempt,
-            program=Program(**program),
+            program=program,
             cache=CacheConfig(**cache) if cache else None,
             limits=limits,
         )

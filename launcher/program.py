@@ -26,12 +26,15 @@ def run_program(program: Program) -> None:
     if os.path.isdir(program.folder):  # noqa: PTH112 - on another host it need not exist
         os.chdir(program.folder)
     sys.path[:0] = [entry for entry in program.path if entry not in sys.path[:1]]
+    args = [*program.args]
+    if program.resume_if is not None and os.path.exists(program.resume_if):  # noqa: PTH110
+        args += program.resume_args
     if program.script is not None:
-        sys.argv = [program.script, *program.args]
+        sys.argv = [program.script, *args]
         _run_script(program.script)
         return
     module_name, _, attribute = (program.entrypoint or "").partition(":")
-    sys.argv = [program.entrypoint or "", *program.args]
+    sys.argv = [program.entrypoint or "", *args]
     function: Any = importlib.import_module(module_name)
     for part in attribute.split("."):
         function = getattr(function, part)

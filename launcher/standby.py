@@ -50,7 +50,7 @@ def stand_by(
     unfit it says so and ends; where its agent is gone, it ends. With `in_background` an attempt
     goes on beside it, which is not to be disturbed.
     """
-    program = Program(**{**order["program"], "path": tuple(order["program"]["path"])})
+    program = Program.from_json(order["program"])
     priority = _Priority()
     arrived = threading.Event()
     found: list[dict[str, Any]] = []

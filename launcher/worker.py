@@ -177,7 +177,7 @@ def _enable_cache(
     agent: AgentLink,
 ) -> None:
     """Put the cache in place: the agent resolves its keys, and hears what JAX asks for."""
-    from hotstart.cache import active
+    from hotstart.cache import active, children
 
     resolver = None
     if config.compile == "once":
@@ -199,6 +199,8 @@ def _enable_cache(
         on_request=on_request,
         on_described=lambda key, parts: channel.send({"described": key, "parts": parts}),
     )
+    if attempt.in_children:
+        children.offer(config, keyring)
     if resolver is not None and attempt.load_ahead:
         threading.Thread(
             target=_load_ahead, args=(resolver,), name="hotstart-plan", daemon=True

@@ -12,12 +12,12 @@ from hotstart.conf.load import load_job
 pytestmark = pytest.mark.unit
 
 TOP = (
-    "name, entrypoint, script, args, workers, workers_per_host, resources_per_worker, placement, "
-    "platform, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
+    "name, entrypoint, script, args, resume, workers, workers_per_host, resources_per_worker, "
+    "placement, platform, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
-    "compile, signing_key_file, read_ahead, load_ahead"
+    "compile, signing_key_file, read_ahead, load_ahead, children"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 SIZE_RULE = "expected a size like 50GiB, 500MB or a number of bytes"
@@ -91,6 +91,23 @@ BELOW_SCRIPT = {
     "signing_key_file_empty": (
         "cache: {signing_key_file: ''}",
         "2: cache.signing_key_file: expected a file of each host, got ''",
+    ),
+    "resume_args_alone": (
+        "resume: {args: [--resume]}",
+        "2: resume.args: give resume.if_exists too: the checkpoint's path, without which they are "
+        "left out",
+    ),
+    "resume_path_alone": (
+        "resume: {if_exists: last.ckpt}",
+        "2: resume.if_exists: give resume.args too: what the program gets where that path exists",
+    ),
+    "resume_url": (
+        "resume: {if_exists: gs://b/last, args: [--resume]}",
+        "2: resume.if_exists: expected a path of each host, got 'gs://b/last'",
+    ),
+    "resume_empty": (
+        "resume: {if_exists: '', args: [--resume]}",
+        "2: resume.if_exists: expected a path of each host, got ''",
     ),
     "env_name": (
         "env:\n  A=B: c",

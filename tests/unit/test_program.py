@@ -127,3 +127,17 @@ def test_program_missing_function_says_so_with_a_traceback(tmp_path: Path) -> No
 def test_program_folder_that_is_not_on_this_host_is_left_out(tmp_path: Path) -> None:
     script = write(tmp_path / "script.py", "print('ran')\n")
     assert run(tmp_path / "none", script=str(script)).stdout == "ran\n"
+
+
+def test_program_resumes_only_where_its_checkpoint_is(tmp_path: Path) -> None:
+    script = write(tmp_path / "script.py", "import sys; print(sys.argv[1:])")
+    checkpoint = tmp_path / "last.ckpt"
+    facts = {
+        "script": str(script),
+        "args": ["--steps", "5"],
+        "resume_if": str(checkpoint),
+        "resume_args": ["--resume-from", str(checkpoint)],
+    }
+    assert run(tmp_path, **facts).stdout == "['--steps', '5']\n"
+    checkpoint.touch()
+    assert run(tmp_path, **facts).stdout == f"['--steps', '5', '--resume-from', '{checkpoint}']\n"
