@@ -7,7 +7,9 @@ attempt is placed anew (`place_gang.py`).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,10 +18,12 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
+from hotstart.launcher.drain_watch import DrainWatch, drain, is_node_alive
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.preemption import UNKNOWN_LEFT_S, PreemptionNotice
 from hotstart.launcher.ray_agent import cause_of, create_agent
 from hotstart.launcher.workers import Event
 
@@ -44,6 +48,10 @@ class Gang(AheadCalls):
         self._ends: dict[int, int] = {}
         self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
+        self._attempt = 0
+        self._drains: DrainWatch | None = None
+        # Hosts that are about to go, and when, monotonic: the next attempt does without them.
+        self.leaving: dict[int, float] = {}
         self.lost: list[AgentLost] = []
 
     def start_agents(self, first: AttemptPlan, is_interrupted: Callable[[], bool]) -> bool:
@@ -76,6 +84,7 @@ class Gang(AheadCalls):
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
+        self._drains = DrainWatch(self._node_ids)
         return True
 
     @property
@@ -167,6 +176,7 @@ class Gang(AheadCalls):
         Raises `HostFailed`.
         """
         self._started_at = decided_at
+        self._attempt = attempt.attempt
         elapsed_s = time.monotonic() - decided_at
         self._call_all(
             "start its workers",
@@ -179,12 +189,22 @@ class Gang(AheadCalls):
             with contextlib.suppress(Exception):  # a lost agent's workers have ended with it
                 agent.go_on.remote(attempt)
 
+    def tell(self, attempt: int, message: dict[str, Any]) -> None:
+        """Send all workers of an attempt a message; does not block."""
+        for agent in self._agents:
+            with contextlib.suppress(Exception):
+                agent.tell.remote(attempt, message)
+
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.
 
-        An agent that has died is added to `lost`.
+        An agent that has died is added to `lost`, a host with a notice to `leaving`.
         """
         import ray
+
+        for index, left_s in (self._drains.take() if self._drains is not None else {}).items():
+            notice = PreemptionNotice("drain", self._infos[index].host, left_s)
+            yield self._attempt, self._noticed(index, notice)
 
         asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
@@ -203,7 +223,10 @@ class Gang(AheadCalls):
                 self._lose(index, error)
                 continue
             self._cursors[index] = batch.next_cursor
-            yield from batch.events
+            for attempt, event in batch.events:
+                if isinstance(event, PreemptionNotice):
+                    event = self._noticed(index, event)
+                yield attempt, event
 
     def stacks(self) -> dict[int, str]:
         """What the threads of all workers do now, by process index, of agents that answer."""
@@ -246,6 +269,8 @@ class Gang(AheadCalls):
         """Give everything back to Ray."""
         import ray
 
+        if self._drains is not None:
+            self._drains.close()
         with contextlib.suppress(Exception):
             self._call_all("close", lambda i: (self._agents[i].close, ()), timeout_s=3)
         for agent in self._agents:
@@ -292,6 +317,16 @@ class Gang(AheadCalls):
                 self._lose(index, error)
         return answers
 
+    def _noticed(self, index: int, notice: PreemptionNotice) -> PreemptionNotice:
+        if notice.takes_the_host:
+            left_s = UNKNOWN_LEFT_S if notice.left_s is None else notice.left_s
+            is_new = index not in self.leaving
+            self.leaving[index] = time.monotonic() + left_s
+            if is_new and notice.source != "drain":
+                arguments = self._node_ids[index], left_s, str(notice)
+                threading.Thread(target=drain, args=arguments, daemon=True).start()
+        return dataclasses.replace(notice, host_index=index)
+
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""
         now = time.monotonic()
@@ -310,16 +345,13 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=_is_node_alive(self._node_ids[index]),
+                    node_alive=not _is_preempted(error) and is_node_alive(self._node_ids[index]),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
             )
 
 
-def _is_node_alive(node_id: str) -> bool:
-    import ray
-
-    with contextlib.suppress(Exception):
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-    return False
+def _is_preempted(error: BaseException | None) -> bool:
+    """Whether Ray itself says that an actor's node was drained under it."""
+    return bool(getattr(error, "preempted", False))

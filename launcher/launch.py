@@ -98,6 +98,8 @@ class Run:
             flush_s=config.cache.flush_timeout_s,
             cache_facts=self._cache_facts(),
             versions=key_versions(),
+            exit_codes=frozenset(config.restarts.exit_codes),
+            refill_after_s=config.restarts.refill_after_s,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hotstart.launcher.facts import AttemptFacts, RunFacts
+from hotstart.launcher.preemption_report import notice_line, notices_of
 from hotstart.launcher.preflight import recorded
 from hotstart.launcher.progress import PHASES
 
@@ -108,6 +109,7 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "first_worker": end.get("first_worker"),
         "started_at": _iso(facts.start.get("started_at_s")),
         "seconds_to_first_step": max(first_steps) if reached else None,
+        "preemption": notices_of(end),
         "differences": [d for stage in facts.differences for d in recorded(stage)],
         "workers": workers,
         "hosts": [_host(host) for host in end.get("hosts") or () if isinstance(host, Mapping)],
@@ -267,6 +269,8 @@ def _attempt_line(attempt: Mapping[str, Any]) -> str:
 
 
 def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
+    for notice in attempt.get("preemption", ()):
+        yield notice_line(notice)
     for difference in attempt.get("differences", ()):
         yield f"warning: {difference['text']}"
     for host in attempt["hosts"]:

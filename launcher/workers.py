@@ -24,6 +24,7 @@ from hotstart.launcher.child import Child
 from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
+from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.watchdog import Stillness
 
@@ -51,7 +52,16 @@ class FirstStep:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Output | FirstStep | WorkerExit | WorkerFacts | Stillness
+Event = (
+    Output
+    | FirstStep
+    | WorkerExit
+    | WorkerFacts
+    | Stillness
+    | PreemptionNotice
+    | StopPoint
+    | Leaving
+)
 
 
 class WorkerProcess:
@@ -92,6 +102,7 @@ class WorkerProcess:
         self._stopped = False
         self._stepped = False
         self._cache_required = ""
+        self._left = False
         self._ended = threading.Event()
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
@@ -156,6 +167,14 @@ class WorkerProcess:
             self._cache_required = str(message["cache_required"])
         elif "taken" in message:
             self._taken.set()
+        elif "left" in message:
+            self._left = True
+            self._emit(Leaving(self.plan.process_index, _whole(message.get("last_step"))))
+        elif "sigterm" in message:
+            index = self.plan.process_index
+            self._emit(PreemptionNotice("sigterm", socket.gethostname(), process_index=index))
+        elif "calls" in message:
+            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"])))
         else:
             self._on_message(self, message)
 
@@ -189,6 +208,7 @@ class WorkerProcess:
                 at_s=at_s,
                 stopped=self._stopped,
                 cache_required=self._cache_required,
+                left=self._left and code == 0,
             )
         )
         self._ended.set()
@@ -237,6 +257,10 @@ def _report_in(message: dict[str, Any]) -> dict[str, Any]:
         case {"phases": dict(), "cache": dict()} as report:
             return dict(report)
     raise ValueError("not a report")
+
+
+def _whole(number: Any) -> int | None:
+    return number if isinstance(number, int) else None
 
 
 class _Kept:

@@ -39,6 +39,7 @@ class AirGang:
 
     def __init__(self, world: World, checks: OwnerChecks, mine: Acting) -> None:
         self.lost: list[Any] = []
+        self.leaving: dict[int, float] = {}
         self._world = world
         self._checks = checks
         self._mine = mine

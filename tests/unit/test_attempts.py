@@ -22,6 +22,7 @@ from hotstart.launcher.outcome import (
     WorkerExit,
 )
 from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.watchdog import StillLimits, Stillness
@@ -64,11 +65,19 @@ class Script:
 class FakeGang:
     """The `Gang` protocol; each `events` gives the next batch of the attempt's script."""
 
-    def __init__(self, scripts: dict[int, Script], calls: list[Any], name: str) -> None:
+    def __init__(
+        self,
+        scripts: dict[int, Script],
+        calls: list[Any],
+        name: str,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.lost: list[AgentLost] = []
+        self.leaving: dict[int, float] = {}
         self._scripts = scripts
         self._calls = calls
         self._name = name
+        self._clock = clock
         self._attempt = 0
         self._pending: list[list[tuple[int, Event]]] = []
 
@@ -97,9 +106,15 @@ class FakeGang:
     def go_on(self, attempt: int) -> None:
         self._calls.append((self._name, "go_on", attempt))
 
+    def tell(self, attempt: int, message: dict[str, Any]) -> None:
+        self._calls.append((self._name, "tell", attempt, message))
+
     def events(self) -> Iterator[tuple[int, Event]]:
         if self._pending:
-            yield from self._pending.pop(0)
+            for attempt, event in self._pending.pop(0):
+                if isinstance(event, PreemptionNotice) and event.takes_the_host:
+                    self.leaving[0] = self._clock() + (event.left_s or 30.0)
+                yield attempt, event
         if not self._pending:
             self._lose(self._scripts[self._attempt].lost)
 
@@ -150,6 +165,9 @@ class Told:
 
     def output(self, output: Output) -> None:
         self.lines += output.lines
+
+    def notice(self, attempt: int, notice: str) -> None:
+        self.lines.append(f"attempt {attempt}: {notice}")
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))
@@ -218,7 +236,7 @@ class Bench:
 
     def _place(self, attempt: int) -> FakeGang | None:
         self.placed += 1
-        return FakeGang(self.scripts, self.calls, f"gang {self.placed}")
+        return FakeGang(self.scripts, self.calls, f"gang {self.placed}", self.clock)
 
 
 def plan(attempt: int, coordinator: str) -> AttemptPlan:

@@ -98,6 +98,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
                 "first_worker": None,
                 "started_at": "2026-11-24T16:30:02.500+00:00",
                 "seconds_to_first_step": 14.2,
+                "preemption": [],
                 "differences": [],
                 "workers": [worker(0, 14.2)],
                 "hosts": [host],
