@@ -131,7 +131,9 @@ def classify(
     have_ended = {e.process_index for e in exits}.issuperset(range(process_count))
     if (failed or lost or have_ended) and (notice := first_to_go(notices)):
         first = failed[0].process_index if failed else None
-        how = describe_exit(failed[0]) if failed else _describe_left(exits)
+        how = _describe_left(exits)
+        if failed or lost:
+            how = describe_exit(failed[0]) if failed else f"{_describe_agent(lost[0])} was lost"
         return Outcome("preempted", f"{notice}; {how}", first)
     for worker in failed:
         if worker.exit_code in exit_codes:
@@ -173,10 +175,10 @@ def _in_order_of_cause(failed: Sequence[WorkerExit]) -> list[WorkerExit]:
 
 def _describe_left(exits: Sequence[WorkerExit]) -> str:
     left = sorted(e.process_index for e in exits if e.left)
-    if len(left) == len(exits):
-        return f"all {len(left)} workers left" if len(left) > 1 else "its worker left"
     if not left:
         return "its workers were ended"
+    if len(left) == len(exits):
+        return f"all {len(left)} workers left" if len(left) > 1 else "its worker left"
     noun = "process" if len(left) == 1 else "processes"
     return f"{noun} {', '.join(map(str, left))} left, the others were ended"
 

@@ -212,9 +212,19 @@ class Bench:
         self.is_interrupted: Callable[[], bool] = lambda: False
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
-    def run(self, failures: int = 3, preemptions: int = 3, backoff_s: float = 0.0) -> GiveUp:
+    def run(
+        self,
+        failures: int = 3,
+        preemptions: int = 3,
+        backoff_s: float = 0.0,
+        refill_after_s: float | None = None,
+    ) -> GiveUp:
         settings = LoopSettings(
-            Budgets(failures, preemptions), backoff_s=backoff_s, stop_s=3.0, cache_facts={"a": 1}
+            Budgets(failures, preemptions),
+            backoff_s=backoff_s,
+            stop_s=3.0,
+            cache_facts={"a": 1},
+            refill_after_s=refill_after_s,
         )
         loop = AttemptLoop(
             settings,
@@ -615,3 +625,114 @@ def test_loop_worker_that_goes_on_is_no_hang() -> None:
     bench.plan = limited_plan
     assert bench.run().exit_code == ExitCode.DONE
     assert ("gang 1", "stacks") not in bench.calls
+
+
+NOTICE = PreemptionNotice("drain", "host", 40.0, host_index=0)
+SIGTERM = PreemptionNotice("sigterm", "host", process_index=1)
+
+
+def left(index: int) -> WorkerExit:
+    return replace(ended(index), left=True)
+
+
+def told(bench: Bench) -> list[Any]:
+    """What the workers of attempt 1 were told."""
+    return [call[3] for call in bench.calls if call[1] == "tell" and call[2] == 1]
+
+
+def test_loop_notice_is_announced_settled_and_costs_a_preemption_on_other_hosts() -> None:
+    noticed = Script(
+        [
+            [NOTICE],
+            [StopPoint(0, 4), StopPoint(1, 5)],
+            [Leaving(0, 6), Leaving(1, 6)],
+            [left(0)],
+            [left(1)],
+        ]
+    )
+    bench = Bench(noticed, DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert told(bench) == [{"hold_s": 20.0}, {"stop_at": 6}]
+    words = "preemption notice for host: Ray drains its node, 40 s left"
+    assert bench.told.lines == ["attempt 1", f"attempt 1: {words}", "attempt 2"]
+    assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
+    assert [call for call in bench.calls if call[1] in ("start", "close", "flush 40")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "flush 40"),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    [first, second] = [(a.end or {})["preemption"] for a in bench.record.attempts()]
+    assert [fact["left"] for fact in first] == [
+        [{"process_index": i, "at_s": 0.0, "last_step": 6} for i in range(COUNT)]
+    ]
+    assert second == []
+
+
+def test_loop_signal_to_one_worker_starts_the_next_attempt_in_the_same_gang() -> None:
+    bench = Bench(Script([[SIGTERM], [left(0), left(1)]]), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.placed == 1
+    assert bench.outcomes() == ["preempted", "done"]
+
+
+def test_loop_workers_that_ignore_a_notice_are_asked_to_stop_before_the_deadline() -> None:
+    bench = Bench(Script([[NOTICE], [], []], last_words=[stopped(0), stopped(1)]), DONE)
+
+    class Slow(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            yield from super().events()
+            bench.clock.now_s += 12.0
+
+    bench._place = lambda attempt: Slow(bench.scripts, bench.calls, "gang", bench.clock)  # type: ignore[method-assign]
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert ("gang", "stop", 3.0, True) in bench.calls
+    reason = bench.told.ended[0][1].reason
+    assert reason.endswith("; its workers had not left in time and were ended")
+    [fact] = (bench.record.attempts()[0].end or {})["preemption"]
+    assert fact["ended_by_launcher"] is True
+    assert told(bench)[-1] == {"stop_at": None}
+
+
+def test_loop_script_that_finishes_under_a_notice_is_done() -> None:
+    bench = Bench(Script([[NOTICE], [ended(0), ended(1)]]))
+    assert bench.run() == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
+
+
+def test_loop_host_with_a_notice_between_attempts_is_left_before_the_next() -> None:
+    bench = Bench(KILLED, DONE)
+
+    class Noticed(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            if bench.clock.slept_s > 0.3 and self._name == "gang 1":
+                self.leaving[0] = bench.clock() + 9.0
+            yield from super().events()
+
+    def noticed(attempt: int) -> FakeGang:
+        bench.placed += 1
+        return Noticed(bench.scripts, bench.calls, f"gang {bench.placed}")
+
+    bench._place = noticed  # type: ignore[method-assign]
+    assert bench.run(backoff_s=8.0).exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert bench.outcomes() == ["failed", "done"]
+
+
+def test_loop_failures_are_forgotten_after_a_steady_stretch() -> None:
+    bench = Bench()
+    steady_s = iter([10.0, 3600.0, 10.0, 10.0])
+
+    class Steady(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            for attempt, event in super().events():
+                if isinstance(event, WorkerExit) and not event.stopped:
+                    bench.clock.now_s += next(steady_s)
+                yield attempt, event
+
+    stepped = Script([[FirstStep(0), FirstStep(1)], [ended(1, None, 9)]], [stopped(0)])
+    bench.scripts = dict.fromkeys(range(1, 5), stepped)
+    bench._place = lambda attempt: Steady(bench.scripts, bench.calls, "gang")  # type: ignore[method-assign]
+    decision = bench.run(failures=1, refill_after_s=3600.0)
+    assert decision.exit_code == ExitCode.BUDGET_SPENT
+    assert bench.outcomes() == ["failed"] * 3  # without the refill the second were the last
