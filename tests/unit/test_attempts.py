@@ -22,7 +22,7 @@ from hotstart.launcher.outcome import (
     WorkerExit,
 )
 from hotstart.launcher.plan import AttemptPlan, Program
-from hotstart.launcher.preemption import PreemptionNotice
+from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.watchdog import StillLimits, Stillness

@@ -248,7 +248,7 @@ NOTICED = {
     "a_lost_agent": (
         [],
         [lost(1, node_alive=True)],
-        Outcome("preempted", f"{WORDS}; its workers were ended", None),
+        Outcome("preempted", f"{WORDS}; host-a (process 1) was lost", None),
     ),
     "a_dead_node": (
         [],
