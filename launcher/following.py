@@ -44,7 +44,9 @@ class Gang(Protocol):
     """What the loop needs of `gang.Gang`; see there."""
 
     lost: list[AgentLost]
-    leaving: dict[int, float]
+
+    @property
+    def leaving(self) -> Mapping[int, float]: ...
 
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...

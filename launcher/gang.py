@@ -7,9 +7,7 @@ attempt is placed anew (`place_gang.py`).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,12 +16,13 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.drain_watch import DrainWatch, drain, is_node_alive
+from hotstart.launcher.drain_watch import is_node_alive
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
+from hotstart.launcher.leaving import LeavingHosts
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
-from hotstart.launcher.preemption import UNKNOWN_LEFT_S, PreemptionNotice
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.ray_agent import cause_of, create_agent
 from hotstart.launcher.workers import Event
 
@@ -49,9 +48,7 @@ class Gang(AheadCalls):
         self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
         self._attempt = 0
-        self._drains: DrainWatch | None = None
-        # Hosts that are about to go, and when, monotonic: the next attempt does without them.
-        self.leaving: dict[int, float] = {}
+        self._leaving: LeavingHosts | None = None
         self.lost: list[AgentLost] = []
 
     def start_agents(self, first: AttemptPlan, is_interrupted: Callable[[], bool]) -> bool:
@@ -84,8 +81,13 @@ class Gang(AheadCalls):
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
-        self._drains = DrainWatch(self._node_ids)
+        self._leaving = LeavingHosts([info.host for info in self._infos], self._node_ids)
         return True
+
+    @property
+    def leaving(self) -> dict[int, float]:
+        """Hosts that are about to go, and when, monotonic: the next attempt does without them."""
+        return self._leaving.gone_s if self._leaving is not None else {}
 
     @property
     def hosts(self) -> list[HostInfo]:
@@ -177,6 +179,8 @@ class Gang(AheadCalls):
         """
         self._started_at = decided_at
         self._attempt = attempt.attempt
+        if self._leaving is not None:
+            self._leaving.begin()
         elapsed_s = time.monotonic() - decided_at
         self._call_all(
             "start its workers",
@@ -202,9 +206,8 @@ class Gang(AheadCalls):
         """
         import ray
 
-        for index, left_s in (self._drains.take() if self._drains is not None else {}).items():
-            notice = PreemptionNotice("drain", self._infos[index].host, left_s)
-            yield self._attempt, self._noticed(index, notice)
+        for notice in self._leaving.fresh() if self._leaving is not None else ():
+            yield self._attempt, notice
 
         asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
@@ -224,8 +227,8 @@ class Gang(AheadCalls):
                 continue
             self._cursors[index] = batch.next_cursor
             for attempt, event in batch.events:
-                if isinstance(event, PreemptionNotice):
-                    event = self._noticed(index, event)
+                if isinstance(event, PreemptionNotice) and self._leaving is not None:
+                    event = self._leaving.note(index, event)
                 yield attempt, event
 
     def stacks(self) -> dict[int, str]:
@@ -269,8 +272,8 @@ class Gang(AheadCalls):
         """Give everything back to Ray."""
         import ray
 
-        if self._drains is not None:
-            self._drains.close()
+        if self._leaving is not None:
+            self._leaving.close()
         with contextlib.suppress(Exception):
             self._call_all("close", lambda i: (self._agents[i].close, ()), timeout_s=3)
         for agent in self._agents:
@@ -316,16 +319,6 @@ class Gang(AheadCalls):
             except ray.exceptions.RayError as error:
                 self._lose(index, error)
         return answers
-
-    def _noticed(self, index: int, notice: PreemptionNotice) -> PreemptionNotice:
-        if notice.takes_the_host:
-            left_s = UNKNOWN_LEFT_S if notice.left_s is None else notice.left_s
-            is_new = index not in self.leaving
-            self.leaving[index] = time.monotonic() + left_s
-            if is_new and notice.source != "drain":
-                arguments = self._node_ids[index], left_s, str(notice)
-                threading.Thread(target=drain, args=arguments, daemon=True).start()
-        return dataclasses.replace(notice, host_index=index)
 
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""

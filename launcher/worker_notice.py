@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -91,8 +93,9 @@ class WorkerNotice:
             callbacks = list(self._callbacks)
         self._call(callbacks)
         if self._jax_handler is not None:
+            self._hear_what_jax_says()
             ctypes.CFUNCTYPE(None, ctypes.c_int)(self._jax_handler)(signal.SIGTERM)
-        if not (self._listens() or self.ends_by_sigterm() or self._has_signal.is_set()):
+        if self._has_own_handler() and not (self._listens() or self._has_signal.is_set()):
             self._tell()
             self._has_signal.set()
             os.kill(self._pid, signal.SIGTERM)  # the program's own handler
@@ -105,6 +108,26 @@ class WorkerNotice:
         """The program has ended with 0; say so where it was told to leave."""
         if self._is_told:
             self._send({"left": True, "last_step": last_step})
+
+    def _hear_what_jax_says(self) -> None:
+        """A program that JAX has told to stop, and that returns, has left too."""
+        module = sys.modules.get("jax.experimental.multihost_utils")
+        stock = getattr(module, "reached_preemption_sync_point", None)
+        if module is None or stock is None:
+            return
+
+        @functools.wraps(stock)
+        def reached(*args: Any, **kwargs: Any) -> Any:
+            answer = stock(*args, **kwargs)
+            if answer:
+                self._tell()
+            return answer
+
+        module.reached_preemption_sync_point = reached  # type: ignore[attr-defined]
+
+    def _has_own_handler(self) -> bool:
+        handler = signal.getsignal(signal.SIGTERM)
+        return callable(handler) and handler != self._on_sigterm
 
     def _listens(self) -> bool:
         return self._agreement.is_asked or bool(self._callbacks)
@@ -137,8 +160,8 @@ class WorkerNotice:
             if self._has_signal.is_set():
                 return
             self._has_signal.set()
-        if not self.ends_by_sigterm():
-            self._tell()  # by its own handler
+        if self._has_own_handler():
+            self._tell()
         elif self._process_count == 1 and not self._listens() and self._jax_handler is None:
             self._end()
         self._send({"sigterm": True})

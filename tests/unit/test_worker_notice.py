@@ -171,6 +171,17 @@ while True:
     assert host.of(PreemptionNotice) == []  # its own signal is no notice
 
 
+def test_notice_a_program_that_ignores_sigterm_and_finishes_is_done(host: Host) -> None:
+    host.start("""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(1)
+""")
+    host.wait_for_line("ready")
+    host.announce()
+    assert host.wait_for_end() == [(0, None, False, False)]
+
+
 def test_notice_a_program_that_asks_is_not_signalled_too(host: Host) -> None:
     host.start("signal.signal(signal.SIGTERM, lambda *_: print('signal', flush=True))\n" + ASKS)
     host.wait_for_line("ready")
