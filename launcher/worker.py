@@ -72,10 +72,7 @@ def main() -> None:
     )
     logging.getLogger("hotstart").addHandler(progress)
     progress.reached("process_start")
-    from hotstart.cache import active
-
-    end = functools.partial(active.flush_and_end, signal.SIGTERM)
-    notice = WorkerNotice(channel.send, plan.attempt.process_count, end)
+    notice = WorkerNotice(channel.send, plan.attempt.process_count, _flush_and_end)
     agent = AgentLink(messages, notice)
     threading.Thread(target=agent.obey, name="hotstart-agent", daemon=True).start()
     failed = True
@@ -109,6 +106,12 @@ def main() -> None:
         if not failed:
             notice.ended(progress.last_step)
         _end(progress, failed=failed)
+
+
+def _flush_and_end() -> None:
+    from hotstart.cache import active  # imports jax
+
+    active.flush_and_end(signal.SIGTERM)
 
 
 def _imported(plan: WorkerPlan) -> Callable[[], list[str]] | None:

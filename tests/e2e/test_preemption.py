@@ -19,7 +19,8 @@ from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.e2e
 
-LONG = os.environ.get("HOTSTART_LONG") == "1"
+# What most of these show is shown without Ray, too, in tests/unit/test_worker_notice.py.
+long = pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="takes a while")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "bytelm"
 
 # In the first attempt it goes on until it is told; the next one does three steps and is done.
@@ -132,6 +133,7 @@ def first_notice(finished: Finished) -> dict[str, Any]:
     return finished.report["attempts"][0]["preemption"][0]
 
 
+@long
 def test_drained_node_workers_leave_at_one_step_and_go_on_elsewhere(
     cluster: LeavingCluster, here: Site
 ) -> None:
@@ -217,6 +219,7 @@ def test_killed_node_is_a_preemption_though_a_survivors_error_came_first(
     assert (attempt["first_worker"], attempt["preemption"]) == (1, [])
 
 
+@long
 def test_drained_node_script_that_ignores_it_is_ended_in_time_and_goes_on_elsewhere(
     cluster: LeavingCluster, here: Site
 ) -> None:
@@ -241,6 +244,7 @@ def test_drained_node_script_that_ignores_it_is_ended_in_time_and_goes_on_elsewh
     assert len(told[0]) == 1 and told == {0: told[0], 1: told[0]}, finished.shown
 
 
+@long
 def test_drained_node_script_that_finishes_in_time_is_done(
     cluster: LeavingCluster, here: Site
 ) -> None:
@@ -257,12 +261,11 @@ def test_drained_node_script_that_finishes_in_time_is_done(
     assert first_notice(finished)["source"] == "drain"
 
 
+@long
 @pytest.mark.parametrize("mode", ["asks", "returns", "callback"])
 def test_sigterm_to_one_worker_all_leave_at_one_step_and_start_where_they_were(
     cluster: LeavingCluster, here: Site, mode: str
 ) -> None:
-    if mode != "asks" and not LONG:
-        pytest.skip("takes half a minute")
     cluster.have(2)
     launched = run_to_step(here, f"args=[{mode}]")
     os.kill(pids_in(launched.output())[1].worker, signal.SIGTERM)
@@ -276,6 +279,7 @@ def test_sigterm_to_one_worker_all_leave_at_one_step_and_start_where_they_were(
     assert sorted(called) == (["0", "1"] if mode == "callback" else [])
 
 
+@long
 def test_sigterm_to_a_worker_alone_that_listens_to_nothing_ends_it_and_is_a_preemption(
     cluster: LeavingCluster, here: Site
 ) -> None:
