@@ -7,13 +7,13 @@ unfamiliar, notices of Ray are not seen, one warning says so, and a lost node is
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ _POLL_S = 1.0
 _AFTER_ERROR_S = 5.0
 _EARLIER_MS = 1000
 _PROBE_S = 2.0
+_PROBES = 64
 _PREEMPTION = 2  # autoscaler.proto, DrainNodeReason
 
 
@@ -120,19 +121,30 @@ def drain(node_id: str, left_s: float, why: str) -> None:
         logger.warning("Ray can't be told that node %s is about to go: %s", node_id, error)
 
 
-def is_node_alive(node_id: str) -> bool:
-    """Whether a node is there: Ray has not found it dead, and its raylet takes connections.
+def dead_nodes(node_ids: Sequence[str]) -> list[str]:
+    """Of these nodes, those that are gone: by Ray, or their raylets take no connections.
 
-    Ray may take half a minute to miss a node. Blocks for at most 2 s.
+    Ray may take half a minute to miss a node. Blocks for at most 2 s, and for milliseconds where
+    all are there.
     """
     import ray
 
-    found: Mapping[str, Any] | None = None
-    with contextlib.suppress(Exception):
-        found = next((n for n in ray.nodes() if n["NodeID"] == node_id and n["Alive"]), None)
-    if found is None:
+    try:
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    except Exception as error:
+        logger.info("Ray does not say which nodes it has: %s", error)
+        return []
+    if not node_ids:
+        return []
+    with ThreadPoolExecutor(min(_PROBES, len(node_ids))) as pool:
+        answers = list(pool.map(lambda node_id: _answers(alive.get(node_id)), node_ids))
+    return [node_id for node_id, answer in zip(node_ids, answers, strict=True) if not answer]
+
+
+def _answers(node: Mapping[str, Any] | None) -> bool:
+    if node is None:
         return False
-    address = found.get("NodeManagerAddress"), found.get("NodeManagerPort")
+    address = node.get("NodeManagerAddress"), node.get("NodeManagerPort")
     try:
         with socket.create_connection(address, timeout=_PROBE_S):
             return True

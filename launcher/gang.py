@@ -16,7 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.drain_watch import is_node_alive
+from hotstart.launcher.drain_watch import dead_nodes
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.leaving import LeavingHosts
 from hotstart.launcher.outcome import AgentLost
@@ -320,6 +320,13 @@ class Gang(AheadCalls):
                 self._lose(index, error)
         return answers
 
+    def look_at_nodes(self) -> None:
+        """Add hosts whose nodes are gone to `lost`, whether or not their agents still answer."""
+        dead = dead_nodes(self._node_ids)
+        for index, node_id in enumerate(self._node_ids):
+            if node_id in dead:
+                self._lose(index, None)
+
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""
         now = time.monotonic()
@@ -338,7 +345,7 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=not _is_preempted(error) and is_node_alive(self._node_ids[index]),
+                    node_alive=not (_is_preempted(error) or dead_nodes([self._node_ids[index]])),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )

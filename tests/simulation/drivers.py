@@ -74,6 +74,9 @@ class AirGang:
     def drained(self) -> bool:
         return True
 
+    def look_at_nodes(self) -> None:
+        pass
+
     def flush(self, timeout_s: float) -> bool:
         return True
 

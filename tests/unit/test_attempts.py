@@ -57,6 +57,7 @@ class Script:
     last_words: Sequence[Event] = ()
     lost: Sequence[AgentLost] = ()
     lost_when_stopped: Sequence[AgentLost] = ()
+    lost_when_looked_at: Sequence[AgentLost] = ()
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     asked: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
@@ -134,6 +135,9 @@ class FakeGang:
 
     def drained(self) -> bool:
         return not self._pending
+
+    def look_at_nodes(self) -> None:
+        self._lose(self._scripts[self._attempt].lost_when_looked_at)
 
     def flush(self, timeout_s: float) -> bool:
         self._calls.append((self._name, f"flush {timeout_s:g}"))
@@ -337,6 +341,14 @@ def test_loop_node_that_is_missed_after_its_errors_is_charged_as_preemption() ->
     assert bench.run(failures=0).exit_code == ExitCode.DONE
     assert bench.outcomes() == ["preempted", "done"]
     assert bench.told.ended[0][2] == Restart(0.0, Budgets(0, 2, preemptions_spent=1))
+
+
+def test_loop_node_that_nobody_missed_is_looked_at_before_a_failure_is_charged() -> None:
+    gone = [lost_agent(node_alive=False, at_s=2.0)]
+    bench = Bench(Script([[ended(1, 1)]], lost_when_looked_at=gone), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.outcomes() == ["preempted", "done"]
+    assert bench.placed == 2
 
 
 def test_loop_interrupted_asks_workers_to_stop_and_records_it() -> None:

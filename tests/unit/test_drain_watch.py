@@ -96,7 +96,7 @@ def test_node_is_alive_where_its_raylet_takes_connections(
 ) -> None:
     import ray
 
-    from hotstart.launcher.drain_watch import is_node_alive
+    from hotstart.launcher.drain_watch import dead_nodes
 
     with socket.socket() as raylet:
         raylet.bind(("127.0.0.1", 0))
@@ -109,4 +109,4 @@ def test_node_is_alive_where_its_raylet_takes_connections(
             "NodeManagerPort": raylet.getsockname()[1],
         }
         monkeypatch.setattr(ray, "nodes", lambda: [node])
-        assert is_node_alive("node-a") is expected
+        assert dead_nodes(["node-a"]) == ([] if expected else ["node-a"])
