@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import importlib.util
 import logging
 import os
@@ -25,6 +24,7 @@ from hotstart.cache.keys import compile_once_flags, turns_autotuning_off
 from hotstart.cache.requests import Request
 from hotstart.cache.resolve import EachForItself, Resolver
 from hotstart.cache.shared import SharedCache, Tiers
+from hotstart.cache.signals import end_by, watch_signals
 from hotstart.cache.signing import Keyring, Seal
 from hotstart.cache.store import Store, normalize_location, open_store
 
@@ -260,8 +260,8 @@ def _flush_at_exit() -> None:
     atexit.register(_flush_and_close)  # what non-daemon threads and exit handlers compile
     os.register_at_fork(after_in_child=_forget_locks)
     if _sigterm_is_free():
-        signal.signal(signal.SIGTERM, _flush_and_end)
-        _watch_for_sigterm()
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        watch_signals(_heard, held_back=signal.SIGTERM)
 
 
 def _flush_and_close() -> None:
@@ -276,11 +276,6 @@ def _forget_locks() -> None:
         _active.cache.forget_locks()
 
 
-def ends_by_sigterm() -> bool:
-    """Whether SIGTERM would only flush and end this process: the program has no handler."""
-    return signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _flush_and_end)
-
-
 def _sigterm_is_free() -> bool:
     # jax.distributed takes SIGTERM in C++, unseen by `signal`, and reads it as a preemption
     # notice (`reached_preemption_sync_point`). The process does not end by it then.
@@ -293,56 +288,19 @@ def _sigterm_is_free() -> bool:
     )
 
 
-def _flush_and_end(number: int, frame: FrameType | None) -> None:
+def flush_and_end(number: int) -> None:
+    """Flush, then end this process by a signal, as if it had no handler for it."""
     with contextlib.suppress(Exception):
         flush(None)
         if _active is not None:
             _active.cache.close()
-    _end_by(number)
+    end_by(number)
 
 
-def _end_by(number: int) -> None:
-    # `signal.signal` works on the main thread only.
-    ctypes.CDLL(None).signal(number, 0)  # SIG_DFL
-    os.kill(os.getpid(), number)
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    flush_and_end(number)
 
 
-def _watch_for_sigterm() -> None:
-    """Flush and end also while the main thread is inside a computation.
-
-    Python runs handlers between two bytecodes of the main thread; one that waits for a dead
-    peer's collective may never get there.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    others = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    if others != -1:
-        signal.set_wakeup_fd(others)
-        os.close(reader)
-        os.close(writer)
-        return
-
-    def watch() -> None:
-        while number := os.read(reader, 1):
-            ours = signal.getsignal(signal.SIGTERM) is _flush_and_end
-            if number[0] == signal.SIGTERM and ours:
-                _flush_and_end(signal.SIGTERM, None)
-
-    # A forked child shares the pipe, so its own SIGTERM would end the parent: it waits until
-    # the child has let go.
-    masks = threading.local()
-
-    def hold_back() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def go_on() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
-
-    def let_go() -> None:
-        other = signal.set_wakeup_fd(-1)
-        if other != writer:
-            signal.set_wakeup_fd(other)
-        go_on()
-
-    os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=let_go)
-    threading.Thread(target=watch, name="hotstart-sigterm", daemon=True).start()
+def _heard(number: int) -> None:
+    if number == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        flush_and_end(number)

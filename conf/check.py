@@ -76,6 +76,10 @@ def check_bounds(key: Key, value: Any, origins: Origins) -> None:
     if key.type not in (int, float) or value is None:
         return
     numbers = value if key.kind == "mapping" else {None: value}
+    if key.kind == "list":
+        for index, number in enumerate(value):
+            _check_item(key, index, number, origins)
+        return
     for item, number in numbers.items():
         bound, allowed = _bound(key.bounds)
         if key.type is int and number > _MAX_COUNT:
@@ -85,6 +89,13 @@ def check_bounds(key: Key, value: Any, origins: Origins) -> None:
             kind = "a whole number" if key.type is int else "a finite number"
             limit = f"of at least {bound}" if allowed else f"above {bound}"
             raise _error(path, f"expected {kind} {limit}, got {shown(number)}", origins)
+
+
+def _check_item(key: Key, index: int, number: int, origins: Origins) -> None:
+    least, most = key.bounds["at_least"], key.bounds["at_most"]
+    if not least <= number <= most:
+        text = f"expected a whole number from {least} to {most}, got {shown(number)}"
+        raise origins[key.path].error(text, key=f"{dotted(key.path)}[{index}]")
 
 
 def _bound(bounds: Mapping[str, Any]) -> tuple[float, bool]:

@@ -323,7 +323,7 @@ def _literal(setting: Setting) -> Setting:
     if isinstance(value, str):
         value = _escaped(value)
     elif isinstance(value, list):
-        value = [_escaped(item) for item in value]
+        value = [_escaped(item) if isinstance(item, str) else item for item in value]
     return dataclasses.replace(setting, value=value)
 
 

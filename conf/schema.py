@@ -1,7 +1,8 @@
 """What a job file may say: the keys, their types, defaults and bounds.
 
 Plain frozen dataclasses, which OmegaConf takes as structured configs. The bounds stand in the
-fields' metadata: `choices`, `at_least` (the bound is allowed) and `above` (it is not). A
+fields' metadata: `choices`, `at_least` and `at_most` (the bound is allowed) and `above` (it is
+not). A
 `computed` key is never None, but may be set to null, which brings its default back.
 """
 
@@ -70,13 +71,17 @@ class RestartSection:
     """How often an attempt may follow a failed one, and a preempted one.
 
     With `standby` hosts keep processes ready, imports done, that the next attempt starts with;
-    they hold memory and no device.
+    they hold memory and no device. A worker that exits with one of `exit_codes` asks to be started
+    again, which `preemptions` pays for. An attempt that has gone on for `refill_after_s` since its
+    first step makes `failures` whole again; null: never.
     """
 
     failures: int = field(default=3, metadata={"at_least": 0})
     preemptions: int = field(default=100, metadata={"at_least": 0})
     backoff_s: float = field(default=1.0, metadata={"at_least": 0})
     standby: bool = True
+    exit_codes: list[int] = field(default_factory=list, metadata={"at_least": 1, "at_most": 255})
+    refill_after_s: float | None = field(default=3600.0, metadata={"above": 0})
 
 
 @dataclass(frozen=True)

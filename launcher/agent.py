@@ -28,12 +28,14 @@ from hotstart.launcher.child import Child
 from hotstart.launcher.environ import compose_environ, is_same_environ
 from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.first_imports import first_imports
+from hotstart.launcher.gce_metadata import MetadataWatch
 from hotstart.launcher.guard import Guard
 from hotstart.launcher.host_watch import HostWatch, take_stacks
 from hotstart.launcher.log_shipping import LogShipper, shipper_to
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.owner_watch import OwnerWatch
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.preflight import (
     LOCATION,
     READABLE,
@@ -84,6 +86,8 @@ class Agent:
         self._shipper: LogShipper | None = None
         self._owner = OwnerWatch(self._owner_lost)
         self._has_read_store = False
+        self._host_notices: list[PreemptionNotice] = []
+        self._metadata = MetadataWatch(self._notice_host)
 
     def describe(self) -> HostInfo:
         """Where this agent lives."""
@@ -132,6 +136,7 @@ class Agent:
             self._keyring = self.cache.keyring(attempt.cache)
         with self._starting:
             self._attempt = attempt
+            notices = list(self._host_notices)
         self._workers = []
         plans = [
             WorkerPlan(index, local, decided_at, attempt) for local, index in enumerate(processes)
@@ -145,6 +150,8 @@ class Agent:
             self._workers.append(self._start(plan, environs[plan.process_index]))
         self._owner.begin()
         emit = functools.partial(self._emit, attempt.attempt)
+        for notice in notices:
+            emit(notice)
         self._watch = HostWatch(self._workers, attempt.limits, emit)
         if agents_read(attempt.cache):
             look = threading.Thread(
@@ -158,6 +165,12 @@ class Agent:
         for worker in self._workers:
             if worker.plan.attempt.attempt == attempt:
                 worker.send({"may_go_on": True})
+
+    def tell(self, attempt: int, message: dict[str, Any]) -> None:
+        """Send this host's workers of an attempt a message; see `worker.AgentLink`."""
+        for worker in self._workers:
+            if worker.plan.attempt.attempt == attempt:
+                worker.send(message)
 
     def events(self, cursor: int, beat_age_s: float = 0.0) -> Batch:
         """Events from `cursor` on, and forget those before it; see `owner_watch.py` for the age.
@@ -220,6 +233,7 @@ class Agent:
         """Kill what is left and remove this agent's files."""
         self._begin_to_end()
         self._owner.close()
+        self._metadata.close()
         self._standbys.close()
         for child in self._early.values():
             child.discard()
@@ -285,6 +299,15 @@ class Agent:
         if isinstance(event, WorkerExit):
             self._standbys.attempt_is_over()
             self.cache.gone(event.process_index, attempt)
+
+    def _notice_host(self, left_s: float | None, detail: str) -> None:
+        """This host is about to go; told to the attempt that runs, or to the next one."""
+        notice = PreemptionNotice("metadata", socket.gethostname(), left_s, detail)
+        with self._starting:
+            self._host_notices.append(notice)
+            attempt = self._attempt
+        if attempt is not None:
+            self._emit(attempt.attempt, notice)
 
     def _look_at_store(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
         """Say for each worker whether this host can read the store, which it was found to once."""

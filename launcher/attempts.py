@@ -11,7 +11,7 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
-from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, decide
+from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, decide, refilled
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
 
@@ -43,6 +43,8 @@ class LoopSettings:
     cache_facts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     cost_per_worker_hour: float | None = None
+    exit_codes: Collection[int] = ()
+    refill_after_s: float | None = None
 
 
 class AttemptLoop:
@@ -108,6 +110,7 @@ class AttemptLoop:
                 return told
             outcome = ended.outcome
             without_step = 0 if ended.stepped else without_step + 1
+            budgets = refilled(budgets, ended.steady_s, self._settings.refill_after_s)
             decision = decide(
                 outcome,
                 budgets,
@@ -119,13 +122,16 @@ class AttemptLoop:
                 self._flush(decision)
             hosts = ended.gang.take_stats()
             writes.append(
-                self._writer.submit(self._write_end, number, outcome, ended.reports, hosts)
+                self._writer.submit(
+                    self._write_end, number, outcome, ended.reports, hosts, ended.preemption
+                )
             )
             self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
             self._watcher.attempt_ended(number, outcome, decision)
             if isinstance(decision, GiveUp):
                 return decision
             budgets = decision.budgets_left
+            self._leave_hosts()
             self._pause(decision.delay_s)
             number += 1
 
@@ -165,6 +171,7 @@ class AttemptLoop:
                 is_interrupted=self._is_interrupted,
                 doubt=self._doubt,
                 stop_s=self._settings.stop_s,
+                exit_codes=self._settings.exit_codes,
                 clock=self._clock,
             ).to_the_end()
         except LauncherError as error:
@@ -179,6 +186,7 @@ class AttemptLoop:
         of several gangs in a row are lost before they could be used.
         """
         for _ in range(_PLACINGS):
+            self._leave_hosts()
             if self._gang is not None and self._gang.lost:
                 self._drop_gang()
             if self._gang is None and not self._is_interrupted():
@@ -238,10 +246,11 @@ class AttemptLoop:
         outcome: Outcome,
         reports: Mapping[int, Mapping[str, Any]],
         hosts: Sequence[Mapping[str, Any]] = (),
+        preemption: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         for index, report in sorted(reports.items()):
             self._record.worker_report(number, index, report)
-        info = {"ended_at_s": time.time(), "hosts": list(hosts)}
+        info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
         self._record.end_attempt(number, outcome, info)
 
     def _pause(self, delay_s: float) -> None:
@@ -262,6 +271,22 @@ class AttemptLoop:
                 "not all that was compiled is in the cache's location; hosts that start again "
                 "upload the rest"
             )
+
+    def _leave_hosts(self) -> None:
+        """Where a host of the gang is about to go: store what is there, and let the gang go.
+
+        Ray puts nothing on such a host any more, so the next attempt is placed elsewhere.
+        """
+        gang = self._gang
+        if gang is None or not gang.leaving:
+            return
+        left_s = max(0.0, min(gang.leaving.values()) - self._clock())
+        if not gang.flush(min(left_s, self._settings.flush_s)):
+            logger.warning(
+                "not all that was compiled is in the cache's location, and a host of it goes"
+            )
+        wait(self._learning, timeout=min(left_s, _LEARN_S))  # needs the agents
+        self._drop_gang()
 
     def _drop_gang(self) -> None:
         if self._gang is not None:

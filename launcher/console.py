@@ -66,6 +66,9 @@ class Console:
     def differs(self, attempt: int, difference: str) -> None:
         self.say(f"attempt {attempt}: warning: {difference}")
 
+    def notice(self, attempt: int, notice: str) -> None:
+        self.say(f"attempt {attempt}: {notice}")
+
     def first_step(self, attempt: int, seconds: float) -> None:
         self.say(f"attempt {attempt}: first step after {seconds:.1f} s")
 

@@ -9,8 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from hotstart.launcher.worker_notice import WorkerNotice
 
 _reporter: Callable[[int], None] | None = None
+_notice: WorkerNotice | None = None
 
 
 def process_index() -> int:
@@ -52,3 +57,36 @@ def step(number: int) -> None:
     """
     if _reporter is not None:
         _reporter(number)
+
+
+def preempted() -> bool:
+    """Whether to save a checkpoint and leave now, since a host of the gang is about to go.
+
+    Ask it once a step, at the same points of the program in every process: all of them get True
+    at the same one, so they may save together. It costs less than a microsecond; after a notice,
+    one call blocks for a moment, until the processes have agreed. A worker that has got True and
+    exits with 0 has left, and the run goes on elsewhere; see `leave`.
+    """
+    return _notice is not None and _notice.ask()
+
+
+def on_preemption(callback: Callable[[], None]) -> None:
+    """Have `callback` called, once, as soon as there is a notice; at once where there is one.
+
+    It runs on a thread of its own, at another moment in each process: nothing in it may wait for
+    the others, as a collective does. A worker whose callback was called and that exits with 0 has
+    left.
+    """
+    if _notice is not None:
+        _notice.on_notice(callback)
+
+
+def leave() -> NoReturn:
+    """End this worker so that the run goes on in a next attempt; outside a job, just end.
+
+    Raises SystemExit with code 0: call it on the main thread, after saving. It is charged to
+    `restarts.preemptions`, whether or not there was a notice.
+    """
+    if _notice is not None:
+        _notice.leave()
+    raise SystemExit(0)

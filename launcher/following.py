@@ -6,8 +6,9 @@ common, or the watchdog finds that it hangs; then what is left is stopped.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,9 +23,18 @@ from hotstart.launcher.outcome import (
     classify,
 )
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.preemption import (
+    GangPreemption,
+    Leaving,
+    PreemptionNotice,
+    StopPoint,
+    first_to_go,
+)
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.watchdog import GangWatch, Stillness
 from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
+
+logger = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
@@ -35,18 +45,23 @@ class Gang(Protocol):
 
     lost: list[AgentLost]
 
+    @property
+    def leaving(self) -> Mapping[int, float]: ...
+
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
     def fresh_coordinator(self) -> str | None: ...
     def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
     def go_on(self, attempt: int) -> None: ...
+    def tell(self, attempt: int, message: dict[str, Any]) -> None: ...
     def events(self) -> Any: ...
     def stacks(self) -> dict[int, str]: ...
     def stop(self, grace_s: float, *, ask: bool) -> None: ...
     def asked(self) -> Answers: ...
     def finish(self) -> dict[int, dict[str, Any]]: ...
     def drained(self) -> bool: ...
+    def look_at_nodes(self) -> None: ...
     def flush(self, timeout_s: float) -> bool: ...
     def take_stats(self) -> list[dict[str, Any]]: ...
     def close(self) -> None: ...
@@ -60,6 +75,7 @@ class Watcher(Protocol):
     def reached(self, reached: Reached) -> None: ...
     def differs(self, attempt: int, difference: str) -> None: ...
     def first_step(self, attempt: int, seconds: float) -> None: ...
+    def notice(self, attempt: int, notice: str) -> None: ...
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
 
 
@@ -79,13 +95,19 @@ class Keep:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended, whether all workers stepped, their reports, and what they asked for."""
+    """How an attempt ended, whether all workers stepped, their reports, and what they asked for.
+
+    `steady_s` is how long it went on after all had stepped. `preemption` is for the record, a
+    mapping for each notice.
+    """
 
     outcome: Outcome
     stepped: bool
     reports: Mapping[int, Mapping[str, Any]]
     gang: Gang
     asked: Answers
+    steady_s: float = 0.0
+    preemption: Sequence[Mapping[str, Any]] = ()
 
 
 class Following:
@@ -102,6 +124,7 @@ class Following:
         is_interrupted: Callable[[], bool],
         doubt: Callable[[], str | None] = lambda: None,
         stop_s: float,
+        exit_codes: Collection[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`doubt` says why the driver can't be sure any more that it owns the run, else None."""
@@ -114,7 +137,11 @@ class Following:
         self._doubt = doubt
         self._ended_by = ""  # the host of an agent that did not hear from this driver
         self._stop_s = stop_s
+        self._exit_codes = exit_codes
         self._clock = clock
+        self._preemption = GangPreemption(plan.process_count, decided_at, stop_s)
+        self._all_stepped_at: float | None = None
+        self._is_overdue = False
         self._exits: list[WorkerExit] = []
         self._stepped: dict[int, Mapping[str, Any]] = {}
         self._preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
@@ -128,21 +155,34 @@ class Following:
             judged = self._refused() or self._unowned()
             outcome = judged or self._classified()
             if outcome is None:
-                outcome = judged = self._hung()
+                outcome = judged = self._overdue() or self._hung()
+        ended_at = self._clock()
         if outcome.kind != "done":
             # Who is asked may write a checkpoint, which may be another driver's to write by now.
-            polite = outcome.kind == "interrupted" and self._doubt() is None
+            polite = outcome.kind == "interrupted" or self._is_overdue
+            polite = polite and self._doubt() is None
             gang.stop(self._stop_s if polite else _PEER_GRACE_S, ask=polite)
         reports = gang.finish()
         asked = gang.asked()  # now: the next attempt's start makes agents forget this one
         deadline = self._clock() + _LAST_WORDS_S
         while not gang.drained() and self._clock() < deadline:
             self._see_events()
+        if outcome.kind == "failed":
+            gang.look_at_nodes()
         # A lost node may have been noticed only after the errors, or the hang, that it caused.
         last = self._classified()
         if last is not None and (judged is None or _explains(last, judged)):
             outcome = last
-        return Ended(outcome, self._have_all_stepped, reports, gang, asked)
+        steady_s = 0.0 if self._all_stepped_at is None else ended_at - self._all_stepped_at
+        return Ended(
+            outcome,
+            self._have_all_stepped,
+            reports,
+            gang,
+            asked,
+            steady_s,
+            self._preemption.facts(),
+        )
 
     @property
     def _have_all_stepped(self) -> bool:
@@ -164,6 +204,13 @@ class Following:
             case WorkerExit():
                 self._exits.append(event)
                 self._watch.ended(event.process_index)
+                self._stop_at(self._preemption.ended(event.process_index))
+            case PreemptionNotice():
+                self._notice(event)
+            case StopPoint():
+                self._answered(event)
+            case Leaving():
+                self._preemption.left(event, self._clock())
             case WorkerFacts():
                 self._compare(event)
             case Stillness():
@@ -171,6 +218,7 @@ class Following:
             case FirstStep():
                 self._stepped[event.process_index] = event.report
                 if self._have_all_stepped:
+                    self._all_stepped_at = self._clock()
                     seconds = self._clock() - self._decided_at
                     self._watcher.first_step(self._plan.attempt, seconds)
                     self._keep.all_stepped([self._stepped[i] for i in sorted(self._stepped)])
@@ -185,8 +233,42 @@ class Following:
             self._gang.go_on(self._plan.attempt)
 
     def _classified(self) -> Outcome | None:
-        interrupted = self._is_interrupted()
-        return classify(self._plan.process_count, self._exits, self._gang.lost, interrupted)
+        return classify(
+            self._plan.process_count,
+            self._exits,
+            self._gang.lost,
+            self._is_interrupted(),
+            self._preemption.notices,
+            self._exit_codes,
+        )
+
+    def _notice(self, notice: PreemptionNotice) -> None:
+        self._watcher.notice(self._plan.attempt, str(notice))
+        if self._preemption.heard(notice, self._clock()):
+            message = {"hold_s": self._preemption.hold_s()}
+            self._gang.tell(self._plan.attempt, message)
+
+    def _answered(self, point: StopPoint) -> None:
+        if point.calls is None:
+            logger.warning("process %d went on before it heard where to stop", point.process_index)
+        self._stop_at(self._preemption.answered(point))
+
+    def _stop_at(self, call: int | None) -> None:
+        if call is not None:
+            self._gang.tell(self._plan.attempt, {"stop_at": call})
+
+    def _overdue(self) -> Outcome | None:
+        now_s = self._clock()
+        if silent := self._preemption.has_no_agreement(now_s):
+            who = ", ".join(map(str, silent))
+            logger.warning("process %s does not answer: no agreement on where to stop", who)
+            self._gang.tell(self._plan.attempt, {"stop_at": None})
+        why = self._preemption.overdue(now_s)
+        if why is None:
+            return None
+        self._is_overdue = True
+        notice = first_to_go(self._preemption.notices)
+        return Outcome("preempted", why if notice is None else f"{notice}; {why}", None)
 
     def _refused(self) -> Outcome | None:
         refusal = self._preflight.refusal

@@ -18,10 +18,13 @@ from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
 from hotstart.launcher.bucket_lifetime import Lived
+from hotstart.launcher.drain_watch import dead_nodes
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
+from hotstart.launcher.leaving import LeavingHosts
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.ray_agent import cause_of, create_agent
 from hotstart.launcher.workers import Event
 
@@ -47,6 +50,8 @@ class Gang(AheadCalls):
         self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
         self.beat_age_s: Callable[[], float] = lambda: 0.0  # of the run's owner
+        self._attempt = 0
+        self._leaving: LeavingHosts | None = None
         self.lost: list[AgentLost] = []
 
     def start_agents(self, first: AttemptPlan, is_interrupted: Callable[[], bool]) -> bool:
@@ -79,7 +84,13 @@ class Gang(AheadCalls):
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
+        self._leaving = LeavingHosts([info.host for info in self._infos], self._node_ids)
         return True
+
+    @property
+    def leaving(self) -> dict[int, float]:
+        """Hosts that are about to go, and when, monotonic: the next attempt does without them."""
+        return self._leaving.gone_s if self._leaving is not None else {}
 
     @property
     def hosts(self) -> list[HostInfo]:
@@ -184,6 +195,9 @@ class Gang(AheadCalls):
         Raises `HostFailed`.
         """
         self._started_at = decided_at
+        self._attempt = attempt.attempt
+        if self._leaving is not None:
+            self._leaving.begin()
         elapsed_s = time.monotonic() - decided_at
         self._call_all(
             "start its workers",
@@ -196,12 +210,21 @@ class Gang(AheadCalls):
             with contextlib.suppress(Exception):  # a lost agent's workers have ended with it
                 agent.go_on.remote(attempt)
 
+    def tell(self, attempt: int, message: dict[str, Any]) -> None:
+        """Send all workers of an attempt a message; does not block."""
+        for agent in self._agents:
+            with contextlib.suppress(Exception):
+                agent.tell.remote(attempt, message)
+
     def events(self) -> Iterator[tuple[int, Event]]:
         """What has happened since the last call, each with its attempt; blocks at most 0.2 s.
 
-        An agent that has died is added to `lost`.
+        An agent that has died is added to `lost`, a host with a notice to `leaving`.
         """
         import ray
+
+        for notice in self._leaving.fresh() if self._leaving is not None else ():
+            yield self._attempt, notice
 
         asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
@@ -220,7 +243,10 @@ class Gang(AheadCalls):
                 self._lose(index, error)
                 continue
             self._cursors[index] = batch.next_cursor
-            yield from batch.events
+            for attempt, event in batch.events:
+                if isinstance(event, PreemptionNotice) and self._leaving is not None:
+                    event = self._leaving.note(index, event)
+                yield attempt, event
 
     def stacks(self) -> dict[int, str]:
         """What the threads of all workers do now, by process index, of agents that answer."""
@@ -263,6 +289,8 @@ class Gang(AheadCalls):
         """Give everything back to Ray."""
         import ray
 
+        if self._leaving is not None:
+            self._leaving.close()
         with contextlib.suppress(Exception):
             self._call_all("close", lambda i: (self._agents[i].close, ()), timeout_s=3)
         for agent in self._agents:
@@ -309,6 +337,13 @@ class Gang(AheadCalls):
                 self._lose(index, error)
         return answers
 
+    def look_at_nodes(self) -> None:
+        """Add hosts whose nodes are gone to `lost`, whether or not their agents still answer."""
+        dead = dead_nodes(self._node_ids)
+        for index, node_id in enumerate(self._node_ids):
+            if node_id in dead:
+                self._lose(index, None)
+
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""
         now = time.monotonic()
@@ -327,16 +362,13 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=_is_node_alive(self._node_ids[index]),
+                    node_alive=not (_is_preempted(error) or dead_nodes([self._node_ids[index]])),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
             )
 
 
-def _is_node_alive(node_id: str) -> bool:
-    import ray
-
-    with contextlib.suppress(Exception):
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-    return False
+def _is_preempted(error: BaseException | None) -> bool:
+    """Whether Ray itself says that an actor's node was drained under it."""
+    return bool(getattr(error, "preempted", False))

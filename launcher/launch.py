@@ -133,6 +133,8 @@ class Run:
             cache_facts=self._cache_facts(),
             versions=key_versions(),
             cost_per_worker_hour=config.cost_per_worker_hour,
+            exit_codes=frozenset(config.restarts.exit_codes),
+            refill_after_s=config.restarts.refill_after_s,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)

@@ -59,6 +59,9 @@ class Live:
     def first_step(self, attempt: int, seconds: float) -> None:
         self._watcher.first_step(attempt, seconds)
 
+    def notice(self, attempt: int, notice: str) -> None:
+        self._watcher.notice(attempt, notice)
+
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
         with self._lock:
             self._attempt = None

@@ -101,6 +101,11 @@ class Progress(logging.Handler):
         self._thread.join(timeout=2.0)
         super().close()
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step of user code, where that is a number."""
+        return _whole(self._last_step)
+
     def report(self) -> dict[str, Any]:
         """The report now."""
         return {
@@ -118,7 +123,7 @@ class Progress(logging.Handler):
                 }
                 for request in self._slowest
             ],
-            "last_step": _whole(self._last_step),
+            "last_step": self.last_step,
             "steps": self._steps,
             "warnings": list(self._warnings),
         }

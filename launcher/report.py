@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from hotstart.launcher.facts import AttemptFacts, RunFacts
+from hotstart.launcher.preemption_report import notice_line, notices_of
 from hotstart.launcher.preflight import recorded
 from hotstart.launcher.progress import PHASES
 
@@ -110,6 +111,7 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "started_at": _iso(facts.start.get("started_at_s")),
         "ended_at": _iso(end.get("ended_at_s")),
         "seconds_to_first_step": max(first_steps) if reached else None,
+        "preemption": notices_of(end),
         "differences": [d for stage in facts.differences for d in recorded(stage)],
         "workers": workers,
         "hosts": [_host(host) for host in end.get("hosts") or () if isinstance(host, Mapping)],
@@ -305,6 +307,8 @@ def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:
     for miss in attempt.get("misses", ()):
         if miss["text"]:
             yield miss["text"]
+    for notice in attempt.get("preemption", ()):
+        yield notice_line(notice)
     for difference in attempt.get("differences", ()):
         yield f"warning: {difference['text']}"
     for host in attempt["hosts"]:

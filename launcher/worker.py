@@ -35,6 +35,7 @@ from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preflight import stages_before_user_code
 from hotstart.launcher.program import print_traceback, run_program
 from hotstart.launcher.progress import Progress
+from hotstart.launcher.worker_notice import WorkerNotice
 
 logger = logging.getLogger("hotstart.launcher.worker")
 
@@ -71,15 +72,17 @@ def main() -> None:
     )
     logging.getLogger("hotstart").addHandler(progress)
     progress.reached("process_start")
-    agent = AgentLink(messages)
+    notice = WorkerNotice(channel.send, plan.attempt.process_count, _flush_and_end)
+    agent = AgentLink(messages, notice)
     threading.Thread(target=agent.obey, name="hotstart-agent", daemon=True).start()
     failed = True
     failed_exit = _FailedExit()
     try:
-        _prepare(plan, keyring, progress, channel, agent, failed_exit)
+        _prepare(plan, keyring, progress, channel, agent, failed_exit, notice)
         if stages_before_user_code(plan.attempt.cache):
             agent.may_go_on.wait()  # for as long as it takes: who refuses ends this process
         context._reporter = _reporter(progress)
+        context._notice = notice
         progress.reached("user_code")
         run_program(plan.attempt.program)
         failed = False
@@ -100,7 +103,15 @@ def main() -> None:
         failed_exit.code = 1
         sys.exit(1)
     finally:
+        if not failed:
+            notice.ended(progress.last_step)
         _end(progress, failed=failed)
+
+
+def _flush_and_end() -> None:
+    from hotstart.cache import active  # imports jax
+
+    active.flush_and_end(signal.SIGTERM)
 
 
 def _imported(plan: WorkerPlan) -> Callable[[], list[str]] | None:
@@ -151,6 +162,7 @@ def _prepare(
     channel: Channel,
     agent: AgentLink,
     failed_exit: Callable[[], None],
+    notice: WorkerNotice,
 ) -> None:
     """Cache, then jax.distributed; the user's code comes after both."""
     import jax
@@ -161,7 +173,7 @@ def _prepare(
     if attempt.cache is not None:
         _enable_cache(plan.attempt, attempt.cache, keyring, progress, channel, agent)
         progress.reached("cache_enabled")
-    initialize = _process_zero_first(jax.distributed.initialize, plan)
+    initialize = _process_zero_first(jax.distributed.initialize, plan, notice)
     jax.distributed.initialize = initialize
     if attempt.initialize and attempt.process_count > 1:
         initialize()
@@ -239,7 +251,9 @@ def _load_ahead(resolver: AgentResolver) -> None:
     )
 
 
-def _process_zero_first(stock: Callable[..., None], plan: WorkerPlan) -> Callable[..., None]:
+def _process_zero_first(
+    stock: Callable[..., None], plan: WorkerPlan, notice: WorkerNotice
+) -> Callable[..., None]:
     """`jax.distributed.initialize` with this gang's arguments as defaults.
 
     A client that asks before process 0 listens backs off for a whole second, so the others wait
@@ -262,6 +276,7 @@ def _process_zero_first(stock: Callable[..., None], plan: WorkerPlan) -> Callabl
             if plan.process_index != 0:
                 _wait_for_listener(attempt)
         stock(*args, **kwargs)
+        notice.initialized()
 
     return initialize
 
@@ -284,8 +299,9 @@ class AgentLink:
     were found to have in common what they must.
     """
 
-    def __init__(self, messages: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, messages: Iterator[dict[str, Any]], notice: WorkerNotice) -> None:
         self._messages = messages
+        self._notice = notice
         self.answers: Callable[[dict[str, Any]], None] = lambda message: None
         self.may_go_on = threading.Event()
 
@@ -296,24 +312,29 @@ class AgentLink:
                 self.answers(message)
             elif "may_go_on" in message:
                 self.may_go_on.set()
+            elif "hold_s" in message:
+                self._notice.noticed(float(message["hold_s"]))
+            elif "stop_at" in message:
+                self._notice.settled(message["stop_at"])
             elif "stop_within_s" in message:
+                self._notice.stopping()
+                ends_soon = not message.get("ask") or self._notice.ends_by_sigterm()
                 # On a thread of its own: to flush, and to checkpoint, takes answers.
                 threading.Thread(
                     target=_stop,
-                    args=(float(message["stop_within_s"]), bool(message.get("ask"))),
+                    args=(float(message["stop_within_s"]), ends_soon),
                     name="hotstart-stop",
                     daemon=True,
                 ).start()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _stop(grace_s: float, ask: bool) -> None:
+def _stop(grace_s: float, ends_soon: bool) -> None:
     from hotstart import cache
-    from hotstart.cache import active
 
     flusher = threading.Thread(target=cache.flush, args=(grace_s,), daemon=True)
     flusher.start()
-    if ask and not active.ends_by_sigterm():
+    if not ends_soon:
         time.sleep(grace_s)  # user code may end by itself
     flusher.join(grace_s)
     os._exit(_STOPPED_EXIT)

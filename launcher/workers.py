@@ -23,6 +23,7 @@ from hotstart.launcher.child import Child
 from hotstart.launcher.environ import split_environ
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import WorkerPlan
+from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.progress import PHASES
 from hotstart.launcher.watchdog import Stillness
@@ -70,7 +71,18 @@ class Unowned:
     host: str
 
 
-Event = Output | FirstStep | Reached | Unowned | WorkerExit | WorkerFacts | Stillness
+Event = (
+    Output
+    | FirstStep
+    | Reached
+    | Unowned
+    | WorkerExit
+    | WorkerFacts
+    | Stillness
+    | PreemptionNotice
+    | StopPoint
+    | Leaving
+)
 
 
 class WorkerProcess:
@@ -113,6 +125,7 @@ class WorkerProcess:
         self._reached: Reached | None = None
         self._reached_at = 0.0
         self._cache_required = ""
+        self._left = False
         self._ended = threading.Event()
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
@@ -182,6 +195,14 @@ class WorkerProcess:
             self._cache_required = str(message["cache_required"])
         elif "taken" in message:
             self._taken.set()
+        elif "left" in message:
+            self._left = True
+            self._emit(Leaving(self.plan.process_index, _whole(message.get("last_step"))))
+        elif "sigterm" in message:
+            index = self.plan.process_index
+            self._emit(PreemptionNotice("sigterm", socket.gethostname(), process_index=index))
+        elif "calls" in message:
+            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"])))
         else:
             self._on_message(self, message)
 
@@ -215,6 +236,7 @@ class WorkerProcess:
                 at_s=at_s,
                 stopped=self._stopped,
                 cache_required=self._cache_required,
+                left=self._left and code == 0,
             )
         )
         self._ended.set()
@@ -276,3 +298,7 @@ def _report_in(message: dict[str, Any]) -> dict[str, Any]:
         case {"phases": dict(), "cache": dict()} as report:
             return dict(report)
     raise ValueError("not a report")
+
+
+def _whole(number: Any) -> int | None:
+    return number if isinstance(number, int) else None

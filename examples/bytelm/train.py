@@ -1,8 +1,8 @@
 """Train a byte-level language model on Python's standard library, on all processes' devices.
 
 Under hotstart every worker runs this file; alone it is a single process; with `--distributed`
-plain processes form a gang by themselves. A killed run resumes from its last checkpoint and
-prints the losses that an undisturbed one prints.
+plain processes form a gang by themselves. A killed run resumes from its last checkpoint, a
+preempted one from the step that it left at, and prints the losses that an undisturbed one prints.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def main() -> None:
             f"{jax.process_count()} processes, {done} steps done",
             flush=True,
         )
+    leaving = False
     for step in range(done + 1, options.steps + 1):
         batch = take_batch(text, options.seed, step, options.batch, options.length)
         state, loss = trainer.step(state, trainer.spread(batch))
@@ -142,10 +143,16 @@ def main() -> None:
         context.step(step)
         if speaks:
             print(f"step {step} loss {float(loss):.{options.loss_digits}f}", flush=True)
-        if checkpoints and (step % options.checkpoint_every == 0 or step == options.steps):
-            checkpoints.save(step, args=ocp.args.PyTreeSave(state))
+        leaving = context.preempted()  # the same answer in all processes, which save together
+        due = step % options.checkpoint_every == 0 or step == options.steps
+        if checkpoints and (due or leaving):
+            checkpoints.save(step, args=ocp.args.PyTreeSave(state), force=leaving)
+        if leaving:
+            break
     if checkpoints:
         checkpoints.close()
+    if leaving:
+        context.leave()
 
 
 def open_checkpoints(location: str | Path | None) -> ocp.CheckpointManager | None:

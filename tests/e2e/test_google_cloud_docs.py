@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.gcs_emulator import GcsEmulator, create_bucket
 from tests.support.gcs_json_api import GcsJsonApi, gcs_json_api
+from tests.support.google_machine import metadata_server
 from tests.support.launch import Site, site
-from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.e2e
 

@@ -18,7 +18,7 @@ from hotstart.cache.lifecycle import Layout, entries_rule
 from hotstart.launcher.cli import main
 from tests.support.gcs_emulator import GcsEmulator
 from tests.support.gcs_json_api import ALL, GcsJsonApi, gcs_json_api
-from tests.support.metadata_server import metadata_server
+from tests.support.google_machine import metadata_server
 
 pytestmark = pytest.mark.emulator
 

@@ -39,6 +39,7 @@ class AirGang:
 
     def __init__(self, world: World, checks: OwnerChecks, mine: Acting) -> None:
         self.lost: list[Any] = []
+        self.leaving: dict[int, float] = {}
         self._world = world
         self._checks = checks
         self._mine = mine
@@ -72,6 +73,9 @@ class AirGang:
 
     def drained(self) -> bool:
         return True
+
+    def look_at_nodes(self) -> None:
+        pass
 
     def flush(self, timeout_s: float) -> bool:
         return True

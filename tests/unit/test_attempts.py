@@ -22,6 +22,7 @@ from hotstart.launcher.outcome import (
     WorkerExit,
 )
 from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.watchdog import StillLimits, Stillness
@@ -56,6 +57,7 @@ class Script:
     last_words: Sequence[Event] = ()
     lost: Sequence[AgentLost] = ()
     lost_when_stopped: Sequence[AgentLost] = ()
+    lost_when_looked_at: Sequence[AgentLost] = ()
     reports: dict[int, dict[str, Any]] = field(default_factory=dict)
     asked: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
@@ -64,11 +66,19 @@ class Script:
 class FakeGang:
     """The `Gang` protocol; each `events` gives the next batch of the attempt's script."""
 
-    def __init__(self, scripts: dict[int, Script], calls: list[Any], name: str) -> None:
+    def __init__(
+        self,
+        scripts: dict[int, Script],
+        calls: list[Any],
+        name: str,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self.lost: list[AgentLost] = []
+        self.leaving: dict[int, float] = {}
         self._scripts = scripts
         self._calls = calls
         self._name = name
+        self._clock = clock
         self._attempt = 0
         self._pending: list[list[tuple[int, Event]]] = []
 
@@ -97,9 +107,15 @@ class FakeGang:
     def go_on(self, attempt: int) -> None:
         self._calls.append((self._name, "go_on", attempt))
 
+    def tell(self, attempt: int, message: dict[str, Any]) -> None:
+        self._calls.append((self._name, "tell", attempt, message))
+
     def events(self) -> Iterator[tuple[int, Event]]:
         if self._pending:
-            yield from self._pending.pop(0)
+            for attempt, event in self._pending.pop(0):
+                if isinstance(event, PreemptionNotice) and event.takes_the_host:
+                    self.leaving[0] = self._clock() + (event.left_s or 30.0)
+                yield attempt, event
         if not self._pending:
             self._lose(self._scripts[self._attempt].lost)
 
@@ -119,6 +135,9 @@ class FakeGang:
 
     def drained(self) -> bool:
         return not self._pending
+
+    def look_at_nodes(self) -> None:
+        self._lose(self._scripts[self._attempt].lost_when_looked_at)
 
     def flush(self, timeout_s: float) -> bool:
         self._calls.append((self._name, f"flush {timeout_s:g}"))
@@ -150,6 +169,9 @@ class Told:
 
     def output(self, output: Output) -> None:
         self.lines += output.lines
+
+    def notice(self, attempt: int, notice: str) -> None:
+        self.lines.append(f"attempt {attempt}: {notice}")
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))
@@ -194,9 +216,19 @@ class Bench:
         self.is_interrupted: Callable[[], bool] = lambda: False
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
-    def run(self, failures: int = 3, preemptions: int = 3, backoff_s: float = 0.0) -> GiveUp:
+    def run(
+        self,
+        failures: int = 3,
+        preemptions: int = 3,
+        backoff_s: float = 0.0,
+        refill_after_s: float | None = None,
+    ) -> GiveUp:
         settings = LoopSettings(
-            Budgets(failures, preemptions), backoff_s=backoff_s, stop_s=3.0, cache_facts={"a": 1}
+            Budgets(failures, preemptions),
+            backoff_s=backoff_s,
+            stop_s=3.0,
+            cache_facts={"a": 1},
+            refill_after_s=refill_after_s,
         )
         loop = AttemptLoop(
             settings,
@@ -218,7 +250,7 @@ class Bench:
 
     def _place(self, attempt: int) -> FakeGang | None:
         self.placed += 1
-        return FakeGang(self.scripts, self.calls, f"gang {self.placed}")
+        return FakeGang(self.scripts, self.calls, f"gang {self.placed}", self.clock)
 
 
 def plan(attempt: int, coordinator: str) -> AttemptPlan:
@@ -309,6 +341,14 @@ def test_loop_node_that_is_missed_after_its_errors_is_charged_as_preemption() ->
     assert bench.run(failures=0).exit_code == ExitCode.DONE
     assert bench.outcomes() == ["preempted", "done"]
     assert bench.told.ended[0][2] == Restart(0.0, Budgets(0, 2, preemptions_spent=1))
+
+
+def test_loop_node_that_nobody_missed_is_looked_at_before_a_failure_is_charged() -> None:
+    gone = [lost_agent(node_alive=False, at_s=2.0)]
+    bench = Bench(Script([[ended(1, 1)]], lost_when_looked_at=gone), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.outcomes() == ["preempted", "done"]
+    assert bench.placed == 2
 
 
 def test_loop_interrupted_asks_workers_to_stop_and_records_it() -> None:
@@ -597,3 +637,114 @@ def test_loop_worker_that_goes_on_is_no_hang() -> None:
     bench.plan = limited_plan
     assert bench.run().exit_code == ExitCode.DONE
     assert ("gang 1", "stacks") not in bench.calls
+
+
+NOTICE = PreemptionNotice("drain", "host", 40.0, host_index=0)
+SIGTERM = PreemptionNotice("sigterm", "host", process_index=1)
+
+
+def left(index: int) -> WorkerExit:
+    return replace(ended(index), left=True)
+
+
+def told(bench: Bench) -> list[Any]:
+    """What the workers of attempt 1 were told."""
+    return [call[3] for call in bench.calls if call[1] == "tell" and call[2] == 1]
+
+
+def test_loop_notice_is_announced_settled_and_costs_a_preemption_on_other_hosts() -> None:
+    noticed = Script(
+        [
+            [NOTICE],
+            [StopPoint(0, 4), StopPoint(1, 5)],
+            [Leaving(0, 6), Leaving(1, 6)],
+            [left(0)],
+            [left(1)],
+        ]
+    )
+    bench = Bench(noticed, DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert told(bench) == [{"hold_s": 20.0}, {"stop_at": 6}]
+    words = "preemption notice for host: Ray drains its node, 40 s left"
+    assert bench.told.lines == ["attempt 1", f"attempt 1: {words}", "attempt 2"]
+    assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
+    assert [call for call in bench.calls if call[1] in ("start", "close", "flush 40")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "flush 40"),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    [first, second] = [(a.end or {})["preemption"] for a in bench.record.attempts()]
+    assert [fact["left"] for fact in first] == [
+        [{"process_index": i, "at_s": 0.0, "last_step": 6} for i in range(COUNT)]
+    ]
+    assert second == []
+
+
+def test_loop_signal_to_one_worker_starts_the_next_attempt_in_the_same_gang() -> None:
+    bench = Bench(Script([[SIGTERM], [left(0), left(1)]]), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.placed == 1
+    assert bench.outcomes() == ["preempted", "done"]
+
+
+def test_loop_workers_that_ignore_a_notice_are_asked_to_stop_before_the_deadline() -> None:
+    bench = Bench(Script([[NOTICE], [], []], last_words=[stopped(0), stopped(1)]), DONE)
+
+    class Slow(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            yield from super().events()
+            bench.clock.now_s += 12.0
+
+    bench._place = lambda attempt: Slow(bench.scripts, bench.calls, "gang", bench.clock)  # type: ignore[method-assign]
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert ("gang", "stop", 3.0, True) in bench.calls
+    reason = bench.told.ended[0][1].reason
+    assert reason.endswith("; its workers had not left in time and were ended")
+    [fact] = (bench.record.attempts()[0].end or {})["preemption"]
+    assert fact["ended_by_launcher"] is True
+    assert told(bench)[-1] == {"stop_at": None}
+
+
+def test_loop_script_that_finishes_under_a_notice_is_done() -> None:
+    bench = Bench(Script([[NOTICE], [ended(0), ended(1)]]))
+    assert bench.run() == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
+
+
+def test_loop_host_with_a_notice_between_attempts_is_left_before_the_next() -> None:
+    bench = Bench(KILLED, DONE)
+
+    class Noticed(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            if bench.clock.slept_s > 0.3 and self._name == "gang 1":
+                self.leaving[0] = bench.clock() + 9.0
+            yield from super().events()
+
+    def noticed(attempt: int) -> FakeGang:
+        bench.placed += 1
+        return Noticed(bench.scripts, bench.calls, f"gang {bench.placed}")
+
+    bench._place = noticed  # type: ignore[method-assign]
+    assert bench.run(backoff_s=8.0).exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert bench.outcomes() == ["failed", "done"]
+
+
+def test_loop_failures_are_forgotten_after_a_steady_stretch() -> None:
+    bench = Bench()
+    steady_s = iter([10.0, 3600.0, 10.0, 10.0])
+
+    class Steady(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            for attempt, event in super().events():
+                if isinstance(event, WorkerExit) and not event.stopped:
+                    bench.clock.now_s += next(steady_s)
+                yield attempt, event
+
+    stepped = Script([[FirstStep(0), FirstStep(1)], [ended(1, None, 9)]], [stopped(0)])
+    bench.scripts = dict.fromkeys(range(1, 5), stepped)
+    bench._place = lambda attempt: Steady(bench.scripts, bench.calls, "gang")  # type: ignore[method-assign]
+    decision = bench.run(failures=1, refill_after_s=3600.0)
+    assert decision.exit_code == ExitCode.BUDGET_SPENT
+    assert bench.outcomes() == ["failed"] * 3  # without the refill the second were the last

@@ -275,7 +275,12 @@ def test_load_job_load_ahead_is_off_on_gpu_unless_asked_for(
 
 
 def test_load_job_compile_every_and_no_standby_are_taken(folder: Path) -> None:
-    job = load("cache: {compile: every, read_ahead: no}\nrestarts: {standby: off}\n")
+    job = load(
+        "cache: {compile: every, read_ahead: no}\n"
+        "restarts: {standby: off, exit_codes: [75, 3], refill_after_s: null}\n"
+    )
+    assert (job.config.restarts.exit_codes, job.config.restarts.refill_after_s) == ([75, 3], None)
+    assert job_from_yaml(job_to_yaml(job.config)) == job.config
     cache, restarts = job.config.cache, job.config.restarts
     assert (cache.compile, cache.read_ahead, restarts.standby) == ("every", False, False)
 

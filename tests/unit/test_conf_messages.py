@@ -168,6 +168,26 @@ BELOW_SCRIPT = {
         "cache: {compile: onec}",
         "2: cache.compile: unknown value 'onec'; did you mean once? Valid values: once, every",
     ),
+    "exit_code_too_high": (
+        "restarts: {exit_codes: [75, 256]}",
+        "2: restarts.exit_codes[1]: expected a whole number from 1 to 255, got 256",
+    ),
+    "exit_code_of_success": (
+        "restarts: {exit_codes: [0]}",
+        "2: restarts.exit_codes[0]: expected a whole number from 1 to 255, got 0",
+    ),
+    "exit_code_alone": (
+        "restarts: {exit_codes: 75}",
+        "2: restarts.exit_codes: expected a list, got '75'",
+    ),
+    "exit_code_by_name": (
+        "restarts: {exit_codes: [EX_TEMPFAIL]}",
+        "2: restarts.exit_codes[0]: expected a whole number, got 'EX_TEMPFAIL'",
+    ),
+    "refill_at_once": (
+        "restarts: {refill_after_s: 0}",
+        "2: restarts.refill_after_s: expected a finite number above 0, got 0.0",
+    ),
     "standby": (
         "restarts: {standby: 2}",
         "2: restarts.standby: expected true or false, got '2'",

@@ -14,7 +14,7 @@ import pytest
 from hotstart.conf.load import load_job
 from hotstart.launcher import doctor_host, doctor_places
 from hotstart.launcher.doctor import Asked, Line, Probe, examine, render, would_launch
-from tests.support.metadata_server import metadata_server
+from tests.support.google_machine import metadata_server
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from hotstart.cache.google_machine import GoogleMachine, this_machine
-from tests.support.metadata_server import metadata_server
+from tests.support.google_machine import metadata_server
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,15 @@ import random
 import pytest
 
 from hotstart.launcher.errors import ExitCode
-from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, OutcomeKind, Restart, decide
+from hotstart.launcher.outcome import (
+    Budgets,
+    GiveUp,
+    Outcome,
+    OutcomeKind,
+    Restart,
+    decide,
+    refilled,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +38,16 @@ CASES = {
         "preempted",
         Budgets(1, 3),
         Restart(0.0, Budgets(1, 2, preemptions_spent=1)),
+    ),
+    "a_restart_that_was_asked_for_is_charged_to_preemptions": (
+        "restart-asked",
+        Budgets(1, 3),
+        Restart(0.0, Budgets(1, 2, preemptions_spent=1)),
+    ),
+    "a_restart_that_was_asked_for_once_too_often_ends_with_3": (
+        "restart-asked",
+        Budgets(1, 0, preemptions_spent=2),
+        GiveUp(ExitCode.BUDGET_SPENT, "why; restarts.preemptions=2 is spent"),
     ),
     "a_failure_without_a_budget_ends_with_1": (
         "failed",
@@ -93,3 +111,19 @@ def test_decide_zero_backoff_never_waits() -> None:
     )
 
     assert decided == Restart(0.0, Budgets(0, 0, failures_spent=1))
+
+
+@pytest.mark.parametrize(
+    ("steady_s", "refill_after_s", "expected"),
+    [
+        (3599.0, 3600.0, Budgets(1, 4, 2, 5)),
+        (3600.0, 3600.0, Budgets(3, 4, 0, 5)),
+        (9e9, None, Budgets(1, 4, 2, 5)),
+    ],
+)
+def test_refilled_failures_are_whole_after_a_steady_stretch_and_preemptions_stay(
+    steady_s: float, refill_after_s: float | None, expected: Budgets
+) -> None:
+    spent = Budgets(1, 4, failures_spent=2, preemptions_spent=5)
+
+    assert refilled(spent, steady_s, refill_after_s) == expected

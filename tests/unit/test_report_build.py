@@ -103,6 +103,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
                 "started_at": "2026-11-24T16:30:02.500+00:00",
                 "ended_at": "2026-11-24T16:30:12.500+00:00",
                 "seconds_to_first_step": 14.2,
+                "preemption": [],
                 "differences": [],
                 "workers": [worker(0, 14.2)],
                 "hosts": [host],
