@@ -39,6 +39,12 @@ from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.store_check import check_store
+from hotstart.launcher.submitted import (
+    RUN_NAME_VARIABLE,
+    SUBMISSION_VARIABLE,
+    keep_shipment,
+    moved,
+)
 from hotstart.launcher.watchdog import StillLimits
 from hotstart.launcher.worker_facts import key_versions
 
@@ -66,9 +72,12 @@ class Run:
     ) -> None:
         self.record = record
         self._keyring = keyring
-        self.config = config
         self._ownership = ownership
-        self._launched_from = record.read().created.get("launched_from", {})
+        launched_from = record.read().created.get("launched_from", {})
+        if not is_new and os.environ.get(SUBMISSION_VARIABLE):
+            config, launched_from = moved(config, launched_from, str(Path.cwd()))
+        self.config = config
+        self._launched_from = launched_from
         self._is_new = self._unchecked = is_new
         self._interrupted = threading.Event()
 
@@ -216,6 +225,7 @@ class Run:
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
+            secret_environ=dict(config.secret_env),
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -233,21 +243,24 @@ def new_run(job: LoadedJob) -> Run:
     keyring = load_keyring(config.cache.signing_key_file)
     check_writable(job)
     store = open_runs(config.run_dir or "", keyring)
+    submission = os.environ.get(SUBMISSION_VARIABLE)
     launched_from = {
         "host": socket.gethostname(),
         "folder": str(Path.cwd()),
         "job_file": str(job.source),
         "cache_source": job.origins.get("cache.location"),
-        "submission": os.environ.get("HOTSTART_SUBMISSION"),
+        "submission": submission,
     }
     now_s = time.time()
-    name = os.environ.get("HOTSTART_RUN_NAME") or new_run_name(
+    name = os.environ.get(RUN_NAME_VARIABLE) or new_run_name(
         config.name, now_s, random.SystemRandom()
     )
     try:
         record = RunRecord.create(store, name, job_to_yaml(config), launched_from, now_s)
     except StoreError as error:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
+    if submission:
+        keep_shipment(record, Path.cwd())
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
     return Run(record, ownership, config, keyring, is_new=True)
 

@@ -35,6 +35,7 @@ class AttemptPlan:
         asked for.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
+    secret_environ: as `environ`, but references that each host resolves; see `secret_env.py`.
     limits: how long workers may make no progress; see `watchdog.py`.
     """
 
@@ -52,6 +53,7 @@ class AttemptPlan:
     standby: bool = False
     platform: str = "cpu"
     limits: StillLimits = StillLimits()
+    secret_environ: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
