@@ -9,7 +9,7 @@ import pytest
 
 from hotstart.conf.load import load_job
 from hotstart.launcher.errors import ExitCode, UsageError
-from hotstart.launcher.shipment import Options, Submission, prepare
+from hotstart.launcher.shipment import Submission, prepare
 from hotstart.launcher.staging import stage_package
 from hotstart.launcher.submit import _Log, ending_of
 
