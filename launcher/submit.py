@@ -118,12 +118,18 @@ class RayJobs:
 
     def nodes(self) -> list[dict[str, Any]]:
         """`resources` and `labels` of the nodes that live; empty where Ray doesn't tell."""
-        with contextlib.suppress(Exception):
-            from ray.util.state import list_nodes
+        from ray.util.state import list_nodes
 
-            found = list_nodes(self.address, filters=[("state", "=", "ALIVE")], timeout=10)
-            return [{"resources": n.resources_total, "labels": n.labels or {}} for n in found]
-        return []
+        try:
+            found = list_nodes(self.address, limit=10_000, raise_on_missing_output=False)
+        except Exception as error:  # of requests, and Ray's own
+            logger.info("the nodes of %s can't be listed: %s", self.address, error)
+            return []
+        return [
+            {"resources": node.resources_total or {}, "labels": node.labels or {}}
+            for node in found
+            if node.state == "ALIVE"
+        ]
 
     def stop(self, submission_id: str) -> None:
         """Tell a job to stop; returns at once, and says nothing where it has ended."""
@@ -248,7 +254,7 @@ def _refused(address: str, error: BaseException) -> ClusterUnreachable:
 def _hint(address: str, error: BaseException) -> str:
     from requests.exceptions import SSLError
 
-    if isinstance(error, SSLError):
+    if isinstance(error.__context__, SSLError):
         return (
             "for a certificate of your own authority set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to "
             "its file"

@@ -165,16 +165,17 @@ def _placement(
 
     def waiting(waited_s: float) -> None:
         lacks = waiting_for(submission.driver, nodes) if (nodes := jobs.nodes()) else None
-        if lacks is None:
-            _say("waiting for the driver to start: its environment is made, or its node is busy")
-        elif waited_s > submission.placement_s:
+        if lacks is None and submission.requirements:  # which take as long as they take
+            _say("waiting for the driver to start: its requirements are installed")
+            return
+        why = lacks or "the driver has not started: its node is busy, or gets what was sent"
+        if waited_s > submission.placement_s:
             jobs.stop(submission_id)
             raise PlacementTimeout(
-                f"{lacks}; gave up after {waited_s:.0f} s (timeouts.placement_s), and told Ray to "
+                f"{why}; gave up after {waited_s:.0f} s (timeouts.placement_s), and told Ray to "
                 "stop the job; see --driver-resources and --driver-label"
             )
-        else:
-            _say(f"{lacks}; waiting up to {submission.placement_s:.0f} s")
+        _say(f"{why}; waiting up to {submission.placement_s:.0f} s")
 
     return waiting
 

@@ -147,7 +147,7 @@ def test_submit_restart_goes_on_warm_on_another_cluster_and_shows_no_secret(
     assert "as steady-s2 to" in went_on.stderr
     facts = only_run(bucket_url).read()
     assert facts.state == "done"
-    assert [a.number for a in facts.attempts] == [1, 2]
+    assert [a.attempt for a in facts.attempts] == [1, 2]
     counts = [w["cache"] for w in facts.attempts[1].workers]
     assert [(c["compiled"], c["hits"] > 0) for c in counts] == [(0, True)]
 
