@@ -14,7 +14,7 @@ from hotstart.launcher.errors import RecordDamaged, UsageError
 from hotstart.launcher.recorded_job import read_job
 from hotstart.launcher.requirements import read_requirements
 from hotstart.launcher.sent_files import read_notes
-from hotstart.launcher.shipment import Options, Submission, driver_command, stop_wait_s
+from hotstart.launcher.shipment import Options, Submission, stop_wait_s
 from hotstart.launcher.staging import check_hotstart
 from hotstart.launcher.submitted import shipment_of
 
@@ -55,7 +55,8 @@ def prepare_again(run_dir: str, name: str, options: Options) -> Submission:
         record.name,
         submission_id,
         record.store.url,
-        driver_command(submission_id, {}, words, options.hotstart),
+        words,
+        {},
         stop_wait_s(config),
         config.timeouts.placement_s,
         archive=archive,

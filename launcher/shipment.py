@@ -56,6 +56,8 @@ class Options:
 class Submission:
     """What is to be sent: `files` of a folder, or for a run that is sent again its `archive`.
 
+    `words` are hotstart's arguments there, `environ` is set for the driver alone: a runtime_env
+    would hand it to the workers' own launches.
     `stop_wait_s` is how long the driver may take to stop in order, `placement_s` how long it is
     waited for to be placed, `requirements` what is installed first.
     """
@@ -63,7 +65,8 @@ class Submission:
     run: str
     submission_id: str
     run_dir: str
-    entrypoint: str
+    words: tuple[str, ...]
+    environ: dict[str, str]
     stop_wait_s: int
     placement_s: float
     files: SentFiles | None = None
@@ -71,6 +74,17 @@ class Submission:
     requirements: tuple[str, ...] = ()
     hotstart: str = SHIP
     driver: DriverPlace = field(default_factory=DriverPlace)
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command of the driver: a look at the cluster's Python, then hotstart."""
+        environ = self.environ | {SUBMISSION_VARIABLE: self.submission_id}
+        command = [
+            *("exec", "env", *(f"{name}={value}" for name, value in environ.items())),
+            *("python", "-m", "hotstart.launcher.cli", *self.words),
+        ]
+        check = shlex.join(arrival_check(of_the_cluster=self.hotstart == CLUSTER))
+        return f"{check} && {shlex.join(command)}"
 
     def runtime_env(self, working_dir: str, hotstart: str | None) -> dict[str, Any]:
         """Ray's environment for it. Nothing secret is in it: the dashboard shows it."""
@@ -131,7 +145,6 @@ def prepare(
     _check_needed(job, files)
     _keep_secrets_out(job, files)
     run = options.run or new_run_name(config.name, time.time(), random.SystemRandom())
-    submission_id = f"{run}-s1"
     settings = {
         "script": config.script and os.path.relpath(config.script, folder),
         "working_dir": config.working_dir and os.path.relpath(config.working_dir, folder),
@@ -148,9 +161,10 @@ def prepare(
     )
     return Submission(
         run,
-        submission_id,
+        f"{run}-s1",
         config.run_dir or "",
-        driver_command(submission_id, environ, words, options.hotstart),
+        words,
+        environ,
         stop_wait_s(config),
         config.timeouts.placement_s,
         files=files,
@@ -168,23 +182,6 @@ def check_bucket(bucket: str, option: str = "--bucket") -> str:
             f"{option}: {bucket} is not a bucket; give gs://bucket or gs://bucket/prefix"
         )
     return bucket
-
-
-def driver_command(
-    submission_id: str, environ: dict[str, str], words: Sequence[str], hotstart: str
-) -> str:
-    """The shell command of a driver: a look at the cluster's Python, then hotstart.
-
-    `environ` is set for the driver alone: a runtime_env would hand it to the workers' own
-    launches.
-    """
-    environ = environ | {SUBMISSION_VARIABLE: submission_id}
-    command = [
-        *("exec", "env", *(f"{name}={value}" for name, value in environ.items())),
-        *("python", "-m", "hotstart.launcher.cli", *words),
-    ]
-    check = shlex.join(arrival_check(of_the_cluster=hotstart == CLUSTER))
-    return f"{check} && {shlex.join(command)}"
 
 
 def stop_wait_s(config: JobConfig) -> int:

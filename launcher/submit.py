@@ -66,10 +66,10 @@ class RayJobs:
             ) from error
         self.address: str = self._client.get_address()
 
-    def submissions_of(self, run: str) -> dict[str, str]:
-        """Ray's status of each submission of a run that this cluster knows of, by its id."""
+    def submissions_of(self, run: str) -> dict[str, tuple[str, int | None]]:
+        """What this cluster knows of a run's submissions: status and exit code, by their id."""
         return {
-            job.submission_id: str(job.status)
+            job.submission_id: (str(job.status), job.driver_exit_code)
             for job in self._client.list_jobs()
             if job.submission_id and (job.metadata or {}).get("hotstart_run") == run
         }

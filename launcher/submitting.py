@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,16 +117,16 @@ def show_plan(submission: Submission, as_json: bool) -> None:
 
 def _attach_or_send(jobs: RayJobs, submission: Submission, again: bool) -> _Sent:
     known = jobs.submissions_of(submission.run)
-    for submission_id, status in known.items():
+    for submission_id, (status, exit_code) in known.items():
         if status not in _ENDED:
             return _attached(submission_id, jobs)
-    if known and not again:
-        last, status = max(known.items())
-        raise UsageError(
-            f"run {submission.run} was submitted here already, and {last} {status}; choose another "
-            f"name, or go on with: hotstart submit --restart {submission.run} --run-dir "
-            f"{submission.run_dir} --address {jobs.address}"
-        )
+        if not again and exit_code != ExitCode.USAGE:  # else nothing was started
+            raise UsageError(
+                f"run {submission.run} was submitted here already, and {submission_id} {status}; "
+                "choose another name, or go on with: hotstart submit --restart "
+                f"{submission.run} --run-dir {submission.run_dir} --address {jobs.address}"
+            )
+    submission = dataclasses.replace(submission, submission_id=_free_id(submission, known))
     _say(f"submitting {_what(submission)} as {submission.submission_id} to {jobs.address}")
     if submission.requirements:
         _say(
@@ -134,6 +136,13 @@ def _attach_or_send(jobs: RayJobs, submission: Submission, again: bool) -> _Sent
     if not jobs.submit(submission, _say):  # somebody else was faster
         return _attached(submission.submission_id, jobs)
     return _Sent(submission.submission_id, attached=False)
+
+
+def _free_id(submission: Submission, known: Container[str]) -> str:
+    """The submission's own id, or the next one that no earlier submission has."""
+    stem, _, number = submission.submission_id.rpartition("-s")
+    ids = (f"{stem}-s{n}" for n in itertools.count(int(number)))
+    return next(i for i in ids if i not in known)
 
 
 def _attached(submission_id: str, jobs: RayJobs) -> _Sent:

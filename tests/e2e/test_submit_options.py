@@ -133,6 +133,24 @@ def test_submit_driver_that_no_node_takes_ends_with_1_in_time(
     assert lines[-1].endswith("see --driver-resources and --driver-label")
 
 
+def test_submit_secret_that_a_host_lacks_ends_with_1_and_names_the_reference(
+    head: RayHead, job: Path, bucket_url: str
+) -> None:
+    ended = submit(
+        *(job, "args=[1]", "secret_env.TOKEN=file:/no/such/token", "--bucket", bucket_url),
+        *("--address", head.url),
+        **head.environ,
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    lines = [line for line in ended.stdout.splitlines() if "SecretUnavailable" in line]
+    assert len(lines) == 1, ended.stdout
+    assert lines[0].startswith("hotstart: ")
+    assert lines[0].endswith(
+        "SecretUnavailable: secret_env.TOKEN: file:/no/such/token: No such file or directory; "
+        "bring the file to each host that runs workers"
+    )
+
+
 @pytest.mark.skipif(not os.environ.get("HOTSTART_LONG"), reason="copies a virtual environment")
 def test_submit_requirements_are_installed_on_the_cluster_first(
     head: RayHead, job: Path, bucket_url: str, tmp_path: Path
