@@ -22,6 +22,7 @@ Origins = Mapping[tuple[str, ...], Origin]
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_COUNT = 1_000_000
 _VARIABLE = re.compile(r"[^=\0]+")
+_SECRET = re.compile(r"file:/[^\0]+|env:[^=\0]+")
 
 
 def check_values(config: JobConfig, origins: Origins) -> None:
@@ -33,16 +34,19 @@ def check_values(config: JobConfig, origins: Origins) -> None:
     if per_host is not None and workers % per_host:
         text = f"{per_host} does not divide workers, which is {workers}"
         raise _error(("workers_per_host",), text, origins)
-    for variable in config.env:
-        if not _VARIABLE.fullmatch(variable):
-            path = ("env", variable)
+    for path in (
+        *(("env", v) for v in config.env),
+        *(("secret_env", v) for v in config.secret_env),
+    ):
+        if not _VARIABLE.fullmatch(path[1]):
             raise _error(path, "not a name that an environment variable may have", origins)
-        if variable in (KEY_FILE_VARIABLE, KEYS_VARIABLE):
+        if path[1] in (KEY_FILE_VARIABLE, KEYS_VARIABLE):
             text = (
                 "a signing key is a host's own, and no job brings it; set the variable where Ray "
                 "is started on each host, or cache.signing_key_file to a path there"
             )
-            raise _error(("env", variable), text, origins)
+            raise _error(path, text, origins)
+    _check_secrets(config, origins)
     _check_max_size(config.cache.max_size, origins)
     _check_program_given(config, origins)
     if config.resume.args and config.resume.if_exists is None:
@@ -106,6 +110,19 @@ def _check_name(name: str, origins: Origins) -> None:
     if not _NAME.fullmatch(name) or name in (".", ".."):
         text = f"{shown(name)} cannot name a folder; use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
         raise _error(("name",), text, origins)
+
+
+def _check_secrets(config: JobConfig, origins: Origins) -> None:
+    for variable, reference in config.secret_env.items():
+        path = ("secret_env", variable)
+        if variable in config.env:
+            raise _error(path, f"env has {variable} too; keep one of them", origins)
+        if not _SECRET.fullmatch(reference):  # not shown: it may be the secret itself
+            text = (
+                "expected file:/absolute/path or env:VARIABLE, of each host; a secret itself "
+                "would be kept in the record"
+            )
+            raise _error(path, text, origins)
 
 
 def _check_max_size(max_size: str | None, origins: Origins) -> None:

@@ -118,7 +118,9 @@ class JobConfig:
     `workers_per_host` None puts all workers on one host. `resources_per_worker` has Ray's
     resource names. `placement` spread gives every host of the job a node of its own, pack lets
     them share one. `working_dir` goes on the workers' path; where it is None, that is the
-    script's own folder. `cost_per_worker_hour`, in any currency, is for the report.
+    script's own folder. `cost_per_worker_hour`, in any currency, is for the report. `secret_env`
+    has a reference for each variable that each host looks up by itself: `file:/path`, or
+    `env:VARIABLE` of the environment that Ray was started in there.
     """
 
     name: str = field(default="", metadata={"computed": True})
@@ -137,5 +139,6 @@ class JobConfig:
     run_dir: str | None = None
     restarts: RestartSection = field(default_factory=RestartSection)
     env: dict[str, str] = field(default_factory=dict)
+    secret_env: dict[str, str] = field(default_factory=dict)
     cost_per_worker_hour: float | None = field(default=None, metadata={"at_least": 0})
     timeouts: TimeoutSection = field(default_factory=TimeoutSection)

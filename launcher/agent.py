@@ -128,7 +128,7 @@ class Agent:
 
         `elapsed_s` is how long ago the attempt was decided, on the driver's clock. Raises OSError;
         those that are on their way by then are ended by `stop` or `close`. Raises
-        `SigningKeyError` before anything is started.
+        `SigningKeyError` or `SecretUnavailable` before anything is started.
         """
         decided_at = time.monotonic() - elapsed_s
         attempt = _settle_node_dir(attempt)

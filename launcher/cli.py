@@ -23,6 +23,7 @@ from hotstart.launcher.foreground import (
 )
 from hotstart.launcher.key_commands import key
 from hotstart.launcher.run_commands import RUN_COMMANDS
+from hotstart.launcher.submit_command import submit
 
 
 class _Commands(click.Group):
@@ -90,46 +91,9 @@ def launch(
     follow(new_run(loaded), address, as_json)
 
 
-@main.command(epilog="\b\nExamples:\n"
-              "  hotstart submit job.yaml --bucket gs://bucket --address http://head:8265\n"
-              "  hotstart submit job.yaml workers=4 --bucket gs://bucket/team --no-wait\n\n"
-              + EXIT_CODES)  # fmt: skip
-@click.argument("job", metavar="JOB.yaml")
-@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
-@click.option(
-    "--bucket",
-    required=True,
-    metavar="gs://...",
-    help="Sets cache.location to BUCKET/cache and run_dir to BUCKET/runs; a.b=c wins.",
-)
-@click.option(
-    "--address",
-    metavar="URL",
-    help="Ray's dashboard [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else "
-    "http://127.0.0.1:8265].",
-)
-@click.option("--no-wait", is_flag=True, help="Don't follow the job to its end.")
-@json_option
-def submit(
-    job: str,
-    overrides: tuple[str, ...],
-    bucket: str,
-    address: str | None,
-    no_wait: bool,
-    as_json: bool,
-) -> None:
-    """Send the job that JOB.yaml describes to a Ray cluster and follow it to its end.
-
-    The folder of JOB.yaml is sent with it, and so is hotstart; what it depends on, jax included,
-    must be on the cluster. Ctrl-C stops following; the job goes on.
-    """
-    from hotstart.launcher.submit_command import run_submit
-
-    sys.exit(run_submit(job, overrides, bucket, address, follow=not no_wait, as_json=as_json))
-
-
 main.add_command(key)
 main.add_command(cache)
+main.add_command(submit)
 main.add_command(bucket)
 main.add_command(doctor)
 for command in RUN_COMMANDS:

@@ -48,6 +48,7 @@ def _environ(config: JobConfig) -> dict[str, str]:
         config.workers,
         worker_environ(config, "<run_dir>/<run>/checkpoints", "<host:port>"),
     )
+    environ |= {v: f"<{reference}, of each host>" for v, reference in config.secret_env.items()}
     if config.platform == "gpu" and config.cache.mode != "off" and config.cache.compile == "once":
         environ["XLA_FLAGS"] = compile_once_flags(environ.get("XLA_FLAGS", "<the host's>"))
     return environ

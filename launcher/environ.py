@@ -8,6 +8,7 @@ from hotstart.cache.children import withdraw
 from hotstart.cache.keyring import KEYS_VARIABLE
 from hotstart.cache.keys import compile_once_flags
 from hotstart.launcher.plan import WorkerPlan
+from hotstart.launcher.secret_env import resolve_secrets
 
 STALE_ENVIRON = (  # of an earlier launch, or of the host: another cache, another gang
     "JAX_COMPILATION_CACHE_DIR",
@@ -22,7 +23,10 @@ _OF_AN_ATTEMPT = ("HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR
 
 
 def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]:
-    """All that a worker's process starts with on a host with the environment `host`."""
+    """All that a worker's process starts with on a host with the environment `host`.
+
+    Raises `SecretUnavailable`.
+    """
     attempt = plan.attempt
     environ = {k: v for k, v in host.items() if k not in STALE_ENVIRON}
     withdraw(environ)  # of a worker that this launch was started in
@@ -31,7 +35,7 @@ def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]
         str(attempt.attempt),
         str(plan.process_index),
         attempt.process_count,
-        attempt.environ,
+        {**attempt.environ, **resolve_secrets(attempt.secret_environ, host)},
     )
     once = attempt.cache is not None and attempt.cache.compile == "once"
     if once and attempt.platform == "gpu":

@@ -7,6 +7,8 @@ LauncherError              1   the job could not be run
  |   '- ClusterUnreachable 2   no Ray cluster answers at the address
  |- PlacementTimeout       1   the cluster did not have the resources in time
  |- HostFailed             1   a host could not do what the launcher asked of it
+ |- SecretUnavailable      1   a host lacks what `secret_env` refers to
+ |- ContactLost            1   a cluster that was followed answers no more
  |- RecordDamaged          1   the run record lacks an object that can't be done without
  |- RecordUnreachable      1   the run record could not be written while the job ran
  '- CacheRequired          4   strict mode: the cache is unreachable or a warm start missed;
@@ -63,6 +65,14 @@ class PlacementTimeout(LauncherError):
 
 class HostFailed(LauncherError):
     """A host could not do what the launcher asked of it: its agent or its workers did not start."""
+
+
+class SecretUnavailable(LauncherError):
+    """A host lacks the file or variable that a job's `secret_env` refers to."""
+
+
+class ContactLost(LauncherError):
+    """A cluster that was followed answers no more; its job may still run."""
 
 
 class RecordDamaged(LauncherError):

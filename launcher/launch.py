@@ -46,6 +46,12 @@ from hotstart.launcher.recorded_job import RecordedJob
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.stopping import stop_reason
 from hotstart.launcher.store_check import check_store
+from hotstart.launcher.submitted import (
+    RUN_NAME_VARIABLE,
+    SUBMISSION_VARIABLE,
+    keep_shipment,
+    moved,
+)
 from hotstart.launcher.watchdog import StillLimits
 from hotstart.launcher.worker_facts import key_versions
 
@@ -75,10 +81,13 @@ class Run:
     ) -> None:
         self.record = record
         self._keyring = keyring
-        self.config = config
         self._ownership = ownership
         created = record.read().created
-        self._launched_from = created.get("launched_from", {})
+        launched_from = created.get("launched_from", {})
+        if not is_new and os.environ.get(SUBMISSION_VARIABLE):
+            config, launched_from = moved(config, launched_from, str(Path.cwd()))
+        self.config = config
+        self._launched_from = launched_from
         made_s = created.get("created_s")
         self._created_s = made_s if isinstance(made_s, int | float) else time.time()
         self._is_new = self._unchecked = is_new
@@ -275,6 +284,7 @@ class Run:
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
             in_children=config.cache.children,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
+            secret_environ=dict(config.secret_env),
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -292,21 +302,24 @@ def new_run(job: LoadedJob) -> Run:
     keyring = load_keyring(config.cache.signing_key_file)
     check_writable(job)
     store = open_runs(config.run_dir or "", keyring)
+    submission = os.environ.get(SUBMISSION_VARIABLE)
     launched_from = {
         "host": socket.gethostname(),
         "folder": str(Path.cwd()),
         "job_file": str(job.source),
         "cache_source": job.origins.get("cache.location"),
-        "submission": os.environ.get("HOTSTART_SUBMISSION"),
+        "submission": submission,
     }
     now_s = time.time()
-    name = os.environ.get("HOTSTART_RUN_NAME") or new_run_name(
+    name = os.environ.get(RUN_NAME_VARIABLE) or new_run_name(
         config.name, now_s, random.SystemRandom()
     )
     try:
         record = RunRecord.create(store, name, job_to_yaml(config), launched_from, now_s)
     except StoreError as error:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
+    if submission:
+        keep_shipment(record, Path.cwd())
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
     return Run(record, ownership, config, keyring, is_new=True)
 

@@ -46,6 +46,7 @@ class AttemptPlan:
     in_children: whether what workers spawn has the cache too.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
+    secret_environ: as `environ`, but references that each host resolves; see `secret_env.py`.
     limits: how long workers may make no progress; see `watchdog.py`.
     """
 
@@ -64,6 +65,7 @@ class AttemptPlan:
     standby: bool = False
     platform: str = "cpu"
     limits: StillLimits = StillLimits()
+    secret_environ: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/attempts/<n:05d>/asked/<size:08d>  who asked for which key, and of what it was made; the
                                             largest holds the others (asked_facts.py)
+    <run>/shipment                          what was sent to the cluster, a zip (submitted.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
-All are JSON objects but jobs and stacks. Where the launching host has a signing key, each
-ends in its signature, and what does not verify is not there for a host with a key. A run that was
-restarted has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one
+All are JSON objects but jobs, stacks and the shipment. Where the launching host has a signing key,
+each ends in its signature, and what does not verify is not there for a host with a key. A run that
+was restarted has one end an epoch and the latest epoch's counts. Of an attempt's manifests the one
 with the most keys counts; its name says what a listing needs. `<run>/logs/` and
 `<run>/checkpoints/` may lie beside them and are never listed.
 Names and listings of runs: `runs.py`.

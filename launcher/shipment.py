@@ -1,58 +1,124 @@
 """What is sent to a cluster for one run: the working folder, hotstart itself, and a command.
 
 The command is `python -m hotstart.launcher.cli launch JOB.yaml [a.b=c ...]`, which is the run's
-driver there. The job file travels as it is and is resolved again on the cluster, so
-`${oc.env:NAME}` gives the cluster's value (a secret is never sent) and the report still names
-the true source of a setting. What would mean something else there goes with the command: the
-overrides, the `HOTSTART_JOB__*` variables, `script` and `working_dir` relative to the working
+driver there, behind a look at that Python (`arrival.py`). The job file travels as it is and is
+resolved again on the cluster, so `${oc.env:NAME}` gives the cluster's value and the report still
+names the true source of a setting. What would mean something else there goes with the command:
+the overrides, the `HOTSTART_JOB__*` variables, `script` and `working_dir` relative to the working
 folder, `run_dir` and `cache.location` as resolved here. Ray's dashboard shows the command.
 
-hotstart goes as a folder in `py_modules`, which Ray puts in front of every process's path, so
-the driver, the agents and their workers all import this version of it, installed or not. A
-wheel there would be given to `pip install`, dependencies and all, on each host. The
-dependencies, jax included, are the cluster's, and so is `python`, the first one on the head's
-PATH. See https://docs.ray.io/en/latest/ray-core/handling-dependencies.html.
+What of the folder is sent: `sent_files.py`; which hotstart: `staging.py`; how a run is sent again
+from its record: `resubmission.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import random
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hotstart.cache.keyring import KEY_FILE_VARIABLE
 from hotstart.cache.store import normalize_location
 from hotstart.conf.keys import ENVIRONMENT_PREFIX
 from hotstart.conf.load import LoadedJob, load_job
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.arrival import arrival_check
+from hotstart.launcher.driver_place import DriverPlace
 from hotstart.launcher.errors import UsageError
+from hotstart.launcher.record import RUN_NAME
+from hotstart.launcher.requirements import read_requirements
 from hotstart.launcher.runs import new_run_name
+from hotstart.launcher.sent_files import SentFiles, find_files, write_archive
+from hotstart.launcher.staging import CLUSTER, SHIP, check_hotstart, stage_package
+from hotstart.launcher.submitted import RUN_NAME_VARIABLE, SUBMISSION_VARIABLE
 
-_PACKAGES = ("cache", "conf", "launcher")
-_SHIPPED_SUFFIXES = (".py", ".yaml", ".typed")
 _STOP_WAIT_S = 10
 
 
 @dataclass(frozen=True)
+class Options:
+    """What of a submission is no affair of the job's: see `hotstart submit --help`."""
+
+    run: str | None = None
+    requirements: str | None = None
+    hotstart: str = SHIP
+    driver: DriverPlace = field(default_factory=DriverPlace)
+
+
+@dataclass(frozen=True)
 class Submission:
-    """What is to be sent. `stop_wait_s` is how long the driver may take to stop in order."""
+    """What is to be sent: `files` of a folder, or for a run that is sent again its `archive`.
+
+    `words` are hotstart's arguments there, `environ` is set for the driver alone: a runtime_env
+    would hand it to the workers' own launches.
+    `stop_wait_s` is how long the driver may take to stop in order, `placement_s` how long it is
+    waited for to be placed, `requirements` what is installed first.
+    """
 
     run: str
     submission_id: str
     run_dir: str
-    folder: Path
-    entrypoint: str
+    words: tuple[str, ...]
+    environ: dict[str, str]
     stop_wait_s: int
+    placement_s: float
+    files: SentFiles | None = None
+    archive: bytes = b""
+    requirements: tuple[str, ...] = ()
+    hotstart: str = SHIP
+    driver: DriverPlace = field(default_factory=DriverPlace)
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command of the driver: a look at the cluster's Python, then hotstart."""
+        environ = self.environ | {SUBMISSION_VARIABLE: self.submission_id}
+        command = [
+            *("exec", "env", *(f"{name}={value}" for name, value in environ.items())),
+            *("python", "-m", "hotstart.launcher.cli", *self.words),
+        ]
+        check = shlex.join(arrival_check(of_the_cluster=self.hotstart == CLUSTER))
+        return f"{check} && {shlex.join(command)}"
+
+    def runtime_env(self, working_dir: str, hotstart: str | None) -> dict[str, Any]:
+        """Ray's environment for it. Nothing secret is in it: the dashboard shows it."""
+        env: dict[str, Any] = {
+            "working_dir": working_dir,
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_wait_s)},
+        }
+        if hotstart is not None:
+            env["py_modules"] = [hotstart]
+        if self.requirements:
+            env["pip"] = {"packages": list(self.requirements), "pip_check": False}
+        return env
+
+    def write(self, scratch: Path) -> dict[str, Any]:
+        """Write archive and hotstart into a folder; the environment that names them.
+
+        Raises `UsageError` where a file can't be read any more.
+        """
+        archive = scratch / "working_dir.zip"
+        if self.files is None:
+            archive.write_bytes(self.archive)
+        else:
+            write_archive(self.files, self._notes(), archive)
+        ship = self.hotstart != CLUSTER
+        package = str(stage_package(scratch, self.hotstart)) if ship else None
+        return self.runtime_env(str(archive), package)
+
+    def _notes(self) -> dict[str, Any]:
+        return {"requirements": list(self.requirements), "driver": asdict(self.driver)}
 
 
-def prepare(path: str, overrides: Sequence[str], bucket: str, submission: int = 1) -> Submission:
+def prepare(
+    path: str, overrides: Sequence[str], bucket: str, options: Options | None = None
+) -> Submission:
     """Check a job here as `launch` would, and say what to send; sends nothing.
 
     `bucket` sets `cache.location` to `BUCKET/cache` and `run_dir` to `BUCKET/runs`, over the job
@@ -60,10 +126,12 @@ def prepare(path: str, overrides: Sequence[str], bucket: str, submission: int = 
     own where that holds the script too, else the current one. Raises `ConfigError`,
     `InvalidLocation`, and `UsageError` where the working folder can't hold all that is needed.
     """
-    bucket = normalize_location(bucket)
-    if not bucket.startswith("gs://"):
+    options = options or Options()
+    bucket = check_bucket(bucket)
+    check_hotstart(options.hotstart)
+    if options.run is not None and not RUN_NAME.fullmatch(options.run):
         raise UsageError(
-            f"--bucket: {bucket} is not a bucket; give gs://bucket or gs://bucket/prefix"
+            f"--run: {options.run!r} can't be a run's name; use letters, digits, . _ and -"
         )
     defaults = (
         _setting("cache.location", f"{bucket}/cache"),
@@ -71,10 +139,12 @@ def prepare(path: str, overrides: Sequence[str], bucket: str, submission: int = 
     )
     job = load_job(path, (*defaults, *overrides))
     config = job.config
+    requirements = read_requirements(options.requirements) if options.requirements else ()
     folder = _working_folder(job)
-    _keep_keys_out(job, folder)
-    run = new_run_name(config.name, time.time(), random.SystemRandom())
-    submission_id = f"{run}-s{submission}"
+    files = find_files(folder, os.environ)
+    _check_needed(job, files)
+    _keep_secrets_out(job, files)
+    run = options.run or new_run_name(config.name, time.time(), random.SystemRandom())
     settings = {
         "script": config.script and os.path.relpath(config.script, folder),
         "working_dir": config.working_dir and os.path.relpath(config.working_dir, folder),
@@ -82,52 +152,47 @@ def prepare(path: str, overrides: Sequence[str], bucket: str, submission: int = 
         "cache.location": config.cache.location,
     }
     environ = {k: v for k, v in sorted(os.environ.items()) if k.startswith(ENVIRONMENT_PREFIX)}
-    # Set for the driver alone: a runtime_env would hand them to the workers' own launches.
-    environ |= {"HOTSTART_RUN_NAME": run, "HOTSTART_SUBMISSION": submission_id}
-    command = [
-        *("exec", "env", *(f"{name}={value}" for name, value in environ.items())),
-        *("python", "-m", "hotstart.launcher.cli", "launch"),
+    environ |= {RUN_NAME_VARIABLE: run}
+    words = (
+        "launch",
         os.path.relpath(job.source, folder),
         *overrides,
         *(_setting(key, value) for key, value in settings.items() if value),
-    ]
-    stop_wait_s = math.ceil(config.timeouts.stop_s) + _STOP_WAIT_S
+    )
     return Submission(
-        run, submission_id, config.run_dir or "", folder, shlex.join(command), stop_wait_s
+        run,
+        f"{run}-s1",
+        config.run_dir or "",
+        words,
+        environ,
+        stop_wait_s(config),
+        config.timeouts.placement_s,
+        files=files,
+        requirements=requirements,
+        hotstart=options.hotstart,
+        driver=options.driver,
     )
 
 
-def stage_package(scratch: Path) -> Path:
-    """Copy this hotstart, wherever it is installed or edited, to `scratch/hotstart`.
-
-    With an `__init__.py` of its own it hides any other hotstart on the cluster completely.
-    """
-    package = scratch / "hotstart"
-    for name in _PACKAGES:
-        spec = importlib.util.find_spec(f"hotstart.{name}")
-        source = spec and spec.submodule_search_locations
-        if not source:
-            raise UsageError(f"hotstart.{name} is not a folder of files; install hotstart again")
-        shutil.copytree(source[0], package / name, ignore=_not_shipped)
-    (package / "__init__.py").write_text('"""hotstart, as it was sent with this job."""\n')
-    return package
+def check_bucket(bucket: str, option: str = "--bucket") -> str:
+    """The bucket's URL as hotstart writes it; raises `UsageError`, `InvalidLocation`."""
+    bucket = normalize_location(bucket)
+    if not bucket.startswith("gs://"):
+        raise UsageError(
+            f"{option}: {bucket} is not a bucket; give gs://bucket or gs://bucket/prefix"
+        )
+    return bucket
 
 
-def _not_shipped(folder: str, names: list[str]) -> set[str]:
-    return {
-        name
-        for name in names
-        if name == "__pycache__"
-        or not (name.endswith(_SHIPPED_SUFFIXES) or Path(folder, name).is_dir())
-    }
+def stop_wait_s(config: JobConfig) -> int:
+    """How long Ray is to wait between its two signals when the job is stopped."""
+    return math.ceil(config.timeouts.stop_s) + _STOP_WAIT_S
 
 
 def _working_folder(job: LoadedJob) -> Path:
     """The job file's folder or else the current one: the first that holds all that is needed."""
     own, current = Path(os.path.normpath(job.source.parent)), Path.cwd()
-    needed = {"job file": job.source, "script": job.config.script}
-    needed["working_dir"] = job.config.working_dir
-    paths = {key: Path(os.path.normpath(path)) for key, path in needed.items() if path}
+    paths = _needed(job)
     for folder in (own, current):
         if all(path.is_relative_to(folder) for path in paths.values()):
             if folder in (Path.home(), Path(folder.anchor)):
@@ -144,19 +209,43 @@ def _working_folder(job: LoadedJob) -> Path:
     )
 
 
-def _keep_keys_out(job: LoadedJob, folder: Path) -> None:
-    """Raise `UsageError` where a signing key would be sent along, to lie in Ray's storage."""
+def _needed(job: LoadedJob) -> dict[str, Path]:
+    needed: dict[str, Any] = {"job file": job.source, "script": job.config.script}
+    needed["working_dir"] = job.config.working_dir
+    return {key: Path(os.path.normpath(path)) for key, path in needed.items() if path}
+
+
+def _check_needed(job: LoadedJob, files: SentFiles) -> None:
+    """Raise `UsageError` where the rules keep back what the job can't do without."""
+    for key, path in _needed(job).items():
+        if not files.holds(path):
+            raise UsageError(
+                f"{key}: {path} is kept from being sent by a line in a .gitignore, .rayignore or "
+                f".hotstartignore of {files.folder}; bring it back by a line "
+                f"!/{path.relative_to(files.folder).as_posix()} in "
+                f"{files.folder / '.hotstartignore'}"
+            )
+
+
+def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:
+    """Raise `UsageError` where a key or a secret would be sent along, to lie in Ray's storage."""
+    config, origin = job.config, job.origins.get
     sources = {
-        f"{job.origins.get('cache.signing_key_file', 'default')}: cache.signing_key_file": (
-            job.config.cache.signing_key_file
+        f"{origin('cache.signing_key_file', 'default')}: cache.signing_key_file": (
+            config.cache.signing_key_file
         ),
         f"environment {KEY_FILE_VARIABLE}": os.environ.get(KEY_FILE_VARIABLE),
     }
-    for source, path in sources.items():
-        if path and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    for name, reference in config.secret_env.items():
+        kind, _, path = reference.partition(":")
+        where = f"{origin(f'secret_env.{name}', 'default')}: secret_env.{name}"
+        sources[where] = path if kind == "file" else None
+    secrets = {os.path.realpath(path): (source, path) for source, path in sources.items() if path}
+    for file in files.files if secrets else ():
+        if (found := secrets.get(os.path.realpath(file.path))) is not None:
             raise UsageError(
-                f"{source}: {path} lies in {folder}, which is sent to the cluster; move the key "
-                "out of it, and bring it to the hosts by a way of its own (docs/trust.md)"
+                f"{found[0]}: {found[1]} lies in {files.folder}, which is sent to the cluster; "
+                "move it out, and bring it to the hosts by a way of its own (docs/trust.md)"
             )
 
 

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import logging
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hotstart.launcher.errors import (
     ClusterUnreachable,
+    ContactLost,
     ExitCode,
-    LauncherError,
     UsageError,
     first_line,
 )
-from hotstart.launcher.shipment import Submission, stage_package
+from hotstart.launcher.jobs_address import check_listening, jobs_address
+from hotstart.launcher.shipment import Submission
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_CONNECT_S = 10.0
 _QUIET_S = 15.0  # without a word from the log before the cluster is looked at
 _LOST_CONTACT_S = 60.0
+_POLL_S = 0.5
+_WAIT_FOR_PLACE_S = 5.0
+_REFUSED_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,12 @@ class RayJobs:
     """The Jobs API of one cluster. All methods block."""
 
     def __init__(self, address: str | None = None) -> None:
-        """Connect to `address`, else `RAY_API_SERVER_ADDRESS`, `RAY_ADDRESS`, else port 8265 here.
+        """Connect to an address of `jobs_address.py`.
 
-        An address is a dashboard's URL, or what `ray.init` takes. Raises `ClusterUnreachable`
-        where nothing answers within 10 s or the client is refused.
+        Raises `ClusterUnreachable` where nothing answers within 10 s or the client is refused.
         """
-        environ = os.environ
-        given = environ.get("RAY_API_SERVER_ADDRESS") or environ.get("RAY_ADDRESS")
-        address = _as_url(address or given or DEFAULT_ADDRESS)
-        _check_listening(address)
-        environ["RAY_API_SERVER_ADDRESS"] = address  # Ray puts both variables over its argument
+        address = jobs_address(address, os.environ)
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray puts it over its argument
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -64,74 +59,128 @@ class RayJobs:
             with _ray_logs_from(logging.ERROR):
                 self._client: Any = JobSubmissionClient(address)
         except AuthenticationError as error:
-            raise ClusterUnreachable(
-                f"Ray at {address} refuses this client: its token is missing or another; set "
-                "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or in a file "
-                "that RAY_AUTH_TOKEN_PATH names"
-            ) from error
+            raise _refused(address, error) from error
         except Exception as error:  # of requests, json and Ray, and no type says which
             raise ClusterUnreachable(
-                f"no Ray Jobs API at {address}: {first_line(error)}; check --address, it is the "
-                "dashboard's URL"
+                f"no Ray Jobs API at {address}: {first_line(error)}; {_hint(address, error)}"
             ) from error
         self.address: str = self._client.get_address()
 
-    def submit(self, submission: Submission) -> None:
-        """Upload what is needed and start the job; raises `UsageError` where Ray refuses it."""
+    def submissions_of(self, run: str) -> dict[str, tuple[str, int | None]]:
+        """What this cluster knows of a run's submissions: status and exit code, by their id."""
+        return {
+            job.submission_id: (str(job.status), job.driver_exit_code)
+            for job in self._client.list_jobs()
+            if job.submission_id and (job.metadata or {}).get("hotstart_run") == run
+        }
+
+    def submit(
+        self,
+        submission: Submission,
+        tell: Callable[[str], None] = lambda text: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> bool:
+        """Upload what is needed and start the job; False where its id is taken already.
+
+        A head that has just been started refuses jobs for some seconds, so it is asked again for
+        up to 30 s; `tell` is told. Raises `UsageError` where Ray refuses it then.
+        """
         with tempfile.TemporaryDirectory(prefix="hotstart-submit-") as scratch:
-            runtime_env = {
-                "working_dir": str(submission.folder),
-                "py_modules": [str(stage_package(Path(scratch)))],
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(submission.stop_wait_s)},
-            }
-            try:
-                with _ray_logs_from(logging.WARNING):
-                    self._client.submit_job(
-                        entrypoint=submission.entrypoint,
-                        submission_id=submission.submission_id,
-                        runtime_env=runtime_env,
-                        metadata={"hotstart_run": submission.run, "run_dir": submission.run_dir},
-                    )
-            except Exception as error:  # Ray raises RuntimeError and ValueError for all of it
-                raise UsageError(
-                    f"Ray at {self.address} does not take the job: {first_line(error)}; the "
-                    f"working folder is {submission.folder}, and a .rayignore file in it keeps "
-                    "what is large from being sent"
-                ) from error
+            runtime_env = submission.write(Path(scratch))
+            deadline, told = clock() + _REFUSED_S, False
+            while True:
+                try:
+                    with _ray_logs_from(logging.WARNING):
+                        self._client.submit_job(
+                            entrypoint=submission.entrypoint,
+                            submission_id=submission.submission_id,
+                            runtime_env=dict(runtime_env),
+                            metadata={
+                                "hotstart_run": submission.run,
+                                "run_dir": submission.run_dir,
+                            },
+                            **submission.driver.as_request(),
+                        )
+                    return True
+                except Exception as error:  # Ray raises RuntimeError for what the head says
+                    with contextlib.suppress(Exception):
+                        if submission.submission_id in self.submissions_of(submission.run):
+                            return False
+                    why = f"Ray at {self.address} does not take the job: {first_line(error)}"
+                    if not isinstance(error, RuntimeError) or clock() > deadline:
+                        raise UsageError(why) from error
+                    if not told:
+                        tell(f"{why}; asking again for up to {_REFUSED_S:.0f} s")
+                    told = True
+                sleep(1.0)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """`resources` and `labels` of the nodes that live; empty where Ray doesn't tell."""
+        from ray.util.state import list_nodes
+
+        try:
+            found = list_nodes(self.address, limit=10_000, raise_on_missing_output=False)
+        except Exception as error:  # of requests, and Ray's own
+            logger.info("the nodes of %s can't be listed: %s", self.address, error)
+            return []
+        return [
+            {"resources": node.resources_total or {}, "labels": node.labels or {}}
+            for node in found
+            if node.state == "ALIVE"
+        ]
+
+    def stop(self, submission_id: str) -> None:
+        """Tell a job to stop; returns at once, and says nothing where it has ended."""
+        with contextlib.suppress(Exception):
+            self._client.stop_job(submission_id)
 
     def follow(
         self,
         submission_id: str,
         write: Callable[[str], None],
+        waiting: Callable[[float], None] = lambda waited_s: None,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Ending:
         """Hand on the job's log as it grows and say how the job ended; blocks until it has.
 
-        A lost connection is taken up again for up to 60 s without doubling a line. Raises
-        `LauncherError` after that; the job may then still run.
+        `waiting` is called every 5 s for as long as its driver has not started, and may raise. A
+        lost connection is taken up again for up to 60 s without doubling a line. Raises
+        `ContactLost` after that; the job may then still run.
         """
         import aiohttp
+        from ray.exceptions import AuthenticationError
 
         log = _Log(write)
-        heard_s = clock()
+        heard_s = started_s = clock()
+        next_word_s = started_s + _WAIT_FOR_PLACE_S
         while True:
             try:
-                with _ray_logs_from(logging.WARNING):
-                    asyncio.run(self._tail(submission_id, log))
                 info = self._client.get_job_info(submission_id)
                 heard_s = clock()
+                if str(info.status) != "PENDING":
+                    with _ray_logs_from(logging.WARNING):
+                        asyncio.run(self._tail(submission_id, log))
+                    info = self._client.get_job_info(submission_id)
+                    heard_s = clock()
                 if info.status.is_terminal():
                     return ending_of(str(info.status), info.driver_exit_code, info.message)
+                if str(info.status) == "PENDING" and heard_s >= next_word_s:
+                    next_word_s = heard_s + _WAIT_FOR_PLACE_S
+                    waiting(heard_s - started_s)
+            except AuthenticationError as error:
+                raise _refused(self.address, error) from error
             except (OSError, RuntimeError, aiohttp.ClientError, ClusterUnreachable) as error:
                 logger.info("lost the log of %s: %s", submission_id, error)
                 if clock() - heard_s > _LOST_CONTACT_S:
-                    raise LauncherError(
+                    raise ContactLost(
                         f"lost contact with Ray at {self.address}: {first_line(error)}; job "
                         f"{submission_id} may still run, and its run record tells how it ended"
                     ) from error
-            sleep(0.5)
+            sleep(_POLL_S)
 
     async def _tail(self, submission_id: str, log: _Log) -> None:
         """The log from its start to the job's end; raises where the host stops answering.
@@ -148,7 +197,7 @@ class RayJobs:
                     log.feed(reading.result())
                     reading = asyncio.ensure_future(anext(chunks))
                 else:
-                    await asyncio.to_thread(_check_listening, self.address)
+                    await asyncio.to_thread(check_listening, self.address)
         except StopAsyncIteration:
             return
         finally:
@@ -194,44 +243,23 @@ def ending_of(status: str, driver_exit_code: int | None, message: str | None) ->
     return Ending(status, ExitCode(driver_exit_code) if known else ExitCode.JOB_FAILED, reason)
 
 
-def _as_url(address: str) -> str:
-    """`host:port` as the URL of the dashboard where HTTP is spoken there; others unchanged."""
-    host, port = _host_and_port(address)
-    if "://" in address or host is None:
-        return address
-    connection = http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
-    try:
-        connection.request("GET", "/api/version")
-        connection.getresponse()
-        return f"http://{address}"
-    except (OSError, http.client.HTTPException):
-        return address
-    finally:
-        connection.close()
+def _refused(address: str, error: BaseException) -> ClusterUnreachable:
+    return ClusterUnreachable(
+        f"Ray at {address} refuses this client ({first_line(error)}): its token is missing or "
+        "another; set RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or in a file "
+        "that RAY_AUTH_TOKEN_PATH names"
+    )
 
 
-def _check_listening(address: str) -> None:
-    """Raise `ClusterUnreachable` where nobody listens at an address that names host and port."""
-    host, port = _host_and_port(address)
-    if host is None:
-        return
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise ClusterUnreachable(
-            f"no Ray cluster answers at {address}: {error.strerror or error}; check --address, "
-            "RAY_API_SERVER_ADDRESS and RAY_ADDRESS (the dashboard's URL, by default port 8265)"
-        ) from error
+def _hint(address: str, error: BaseException) -> str:
+    from requests.exceptions import SSLError
 
-
-def _host_and_port(address: str) -> tuple[str, int] | tuple[None, None]:
-    """None for `auto` and for addresses of other kinds, which are Ray's to understand."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    except ValueError:
-        return None, None
-    return (parts.hostname, port) if parts.hostname and port else (None, None)
+    if isinstance(error.__context__, SSLError):
+        return (
+            "for a certificate of your own authority set REQUESTS_CA_BUNDLE and SSL_CERT_FILE to "
+            "its file"
+        )
+    return "check --address, it is the dashboard's URL"
 
 
 @contextlib.contextmanager

@@ -1,65 +1,168 @@
-"""What `hotstart submit` does and shows."""
+"""`hotstart submit`: send a job to a Ray cluster. What it does is in `submitting.py`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import click
 
-from hotstart.launcher.shipment import prepare
-from hotstart.launcher.submit import RayJobs
+_EPILOG = """\b
+Examples:
+  hotstart submit job.yaml --bucket gs://bucket --address http://head:8265
+  hotstart submit job.yaml workers=4 --bucket gs://bucket/team --no-wait
+  hotstart submit job.yaml --bucket gs://bucket --dry-run
+  hotstart submit job.yaml --bucket gs://bucket --run nightly-42
+  hotstart submit --restart nightly-42 --bucket gs://bucket --address http://new-head:8265
+
+\b
+Exit codes:
+  0    done, or sent with --no-wait
+  1    the job failed, or the cluster was lost
+  2    usage or configuration; nothing was started
+  3    restart budget spent
+  4    the cache is required and cannot be used, or a required warm start missed
+  130  interrupted: the job was stopped, or no longer followed
+"""
 
 
-def run_submit(
-    job: str,
+@click.command(epilog=_EPILOG)
+@click.argument("job", metavar="[JOB.yaml]", required=False)
+@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option(
+    "--bucket",
+    metavar="gs://...",
+    help="Sets cache.location to BUCKET/cache and run_dir to BUCKET/runs; a.b=c wins.",
+)
+@click.option(
+    "--address",
+    metavar="URL",
+    help="Ray's dashboard [default: $RAY_API_SERVER_ADDRESS, $RAY_ADDRESS, else "
+    "http://127.0.0.1:8265].",
+)
+@click.option(
+    "--run",
+    metavar="NAME",
+    help="The run's name; while a run of this name lives there, it is attached to.",
+)
+@click.option(
+    "--restart",
+    "restarted",
+    metavar="RUN",
+    help="Send a run again from its record, to go on from its last checkpoint; no JOB.yaml.",
+)
+@click.option(
+    "--run-dir", metavar="gs://...", help="With --restart: where runs are [default: BUCKET/runs]."
+)
+@click.option(
+    "--env", "env", multiple=True, metavar="K=V", help="A variable of the workers; not for secrets."
+)
+@click.option(
+    "--requirements", metavar="FILE", help="Packages that each host installs first, as pip does."
+)
+@click.option(
+    "--hotstart",
+    default="ship",
+    show_default=True,
+    metavar="ship|cluster|WHEEL",
+    help="Which hotstart runs there: this one, the cluster's, or a wheel's.",
+)
+@click.option(
+    "--driver-resources",
+    multiple=True,
+    metavar="NAME=AMOUNT",
+    help="What the driver's node must have [default: the head node].",
+)
+@click.option(
+    "--driver-label", multiple=True, metavar="KEY=VALUE", help="A label that it must have."
+)
+@click.option("--no-wait", is_flag=True, help="Don't follow the job to its end.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def submit(
+    job: str | None,
     overrides: tuple[str, ...],
-    bucket: str,
+    bucket: str | None,
     address: str | None,
-    *,
-    follow: bool,
+    run: str | None,
+    restarted: str | None,
+    run_dir: str | None,
+    env: tuple[str, ...],
+    requirements: str | None,
+    hotstart: str,
+    driver_resources: tuple[str, ...],
+    driver_label: tuple[str, ...],
+    no_wait: bool,
+    dry_run: bool,
     as_json: bool,
-) -> int:
-    """Submit a job, follow it where asked to, and say how to go on; the exit code.
+) -> None:
+    """Send the job that JOB.yaml describes to a Ray cluster and follow it to its end.
 
-    Blocks until the job's end with `follow`. Raises what `prepare` and `RayJobs` raise.
+    The folder of JOB.yaml is sent with it, less what .gitignore, .rayignore and .hotstartignore
+    name, and so is hotstart; what it depends on, jax included, must be on the cluster. Ctrl-C
+    stops following; the job goes on.
     """
-    submission = prepare(job, overrides, bucket)
-    jobs = RayJobs(address)
-    _say(f"submitting {submission.folder} as {submission.submission_id} to {jobs.address}")
-    jobs.submit(submission)
-    ray_job = f"--address {jobs.address} {submission.submission_id}"
-    found: dict[str, Any] = {
-        "run": submission.run,
-        "submission_id": submission.submission_id,
-        "address": jobs.address,
-        "run_dir": submission.run_dir,
-        "status": "SUBMITTED",
-        "exit_code": None,
-        "reason": None,
-    }
-    exit_code = 0
-    if follow:
-        stream = sys.stderr if as_json else sys.stdout
-        try:
-            ending = jobs.follow(
-                submission.submission_id, lambda text: click.echo(text, stream, nl=False)
+    from hotstart.launcher.driver_place import parse_place
+    from hotstart.launcher.errors import UsageError
+    from hotstart.launcher.shipment import Options, check_bucket, prepare
+    from hotstart.launcher.submitting import run_submit, show_plan
+
+    place = parse_place(driver_resources, driver_label)
+    options = Options(run, requirements, hotstart, place)
+    if restarted is not None:
+        given = {"JOB.yaml": job, "--run": run, "--env": env}
+        extra = [name for name, value in given.items() if value]
+        if extra:
+            raise UsageError(
+                f"--restart takes the job from the run's record, and no {extra[0]}; leave it out, "
+                "or submit the job anew"
             )
-            exit_code = int(ending.exit_code)
-            found |= {"status": ending.status, "exit_code": exit_code, "reason": ending.reason}
-            _say(f"{submission.submission_id} {ending.status}: {ending.reason}")
-        except KeyboardInterrupt:
-            exit_code, follow = 130, False
-            _say("stopped following; the job goes on")
-    if not follow:
-        _say(f"follow it with: ray job logs --follow {ray_job}")
-        _say(f"stop it with: ray job stop {ray_job}")
-    _say(f"report: hotstart report {submission.run} --run-dir {submission.run_dir}")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    return exit_code
+        if not (run_dir or bucket):
+            raise UsageError("--restart: give --bucket gs://... or --run-dir gs://...")
+        from hotstart.launcher.resubmission import prepare_again
+
+        location = (
+            check_bucket(run_dir, "--run-dir") if run_dir else f"{check_bucket(bucket or '')}/runs"
+        )
+        submission = prepare_again(location, restarted, options)
+    else:
+        if job is None or bucket is None or run_dir is not None:
+            what = "JOB.yaml" if job is None else "--bucket gs://..."
+            if run_dir is not None:
+                raise UsageError("--run-dir is for --restart; else write run_dir=gs://...")
+            raise UsageError(f"{what} is missing; see hotstart submit --help")
+        submission = prepare(job, (*overrides, *_variables(env)), bucket, options)
+    if dry_run:
+        show_plan(submission, as_json)
+        return
+    sys.exit(
+        run_submit(
+            submission,
+            address,
+            follow=not no_wait,
+            as_json=as_json,
+            again=restarted is not None,
+        )
+    )
 
 
-def _say(text: str) -> None:
-    click.echo(f"hotstart {text}", err=True)
+def _variables(given: tuple[str, ...]) -> list[str]:
+    """`--env K=V` as overrides of the job's `env`; raises `UsageError`."""
+    import re
+
+    from hotstart.launcher.errors import UsageError
+
+    found = []
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UsageError(f"--env: expected NAME=VALUE, got {text!r}")
+        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", name.upper()):
+            click.echo(
+                f"hotstart --env {name}: it shows in Ray's dashboard and in the run's record; if "
+                f"it is a secret, write secret_env.{name}=file:/path or env:VARIABLE of each host",
+                err=True,
+            )
+        quoted = json.dumps(value.replace("${", r"\${"), ensure_ascii=False)
+        found.append(f"env.{name}={quoted}")
+    return found

@@ -37,13 +37,15 @@ _PR_SET_PDEATHSIG = 1
 class RayHead:
     """A running head: `url` is its dashboard, `address` what `ray.init` wants.
 
-    `environ` is what a client needs to be let in; `log` is what `ray start` wrote.
+    `environ` is what a client needs to be let in; `log` is what `ray start` wrote; `mark` is in
+    the environment of all its processes.
     """
 
     url: str
     address: str
     environ: Mapping[str, str]
     log: Path
+    mark: Mapping[str, str]
 
 
 @contextlib.contextmanager
@@ -75,7 +77,7 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
             )
         try:
             _wait_until_up(url, token, process, log)
-            yield RayHead(url, f"127.0.0.1:{ports[0]}", client, log)
+            yield RayHead(url, f"127.0.0.1:{ports[0]}", client, log, {_MARKER: marker})
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -84,6 +86,39 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
             process.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_node(head: RayHead, environ: Mapping[str, str], *options: str) -> Iterator[None]:
+    """One more raylet of a head's cluster, with `options` of `ray start`; it ends with the head."""
+    metrics, agent, agent_http = map(str, _free_ports(3))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *("--address", head.address, "--node-ip-address", "127.0.0.1"),
+            *("--metrics-export-port", metrics, "--runtime-env-agent-port", agent),
+            *("--dashboard-agent-listen-port", agent_http, "--num-gpus", "0"),
+            *("--object-store-memory", str(100 << 20), "--disable-usage-stats", *options),
+        ],
+        env=_clean_environ()
+        | {"TMPDIR": str(head.log.parent / "t")}
+        | dict(environ)
+        | dict(head.environ)
+        | dict(head.mark),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        process.wait()
 
 
 def _options(ports: list[int], folder: Path, num_cpus: int) -> list[str]:

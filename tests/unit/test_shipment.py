@@ -9,7 +9,8 @@ import pytest
 
 from hotstart.conf.load import load_job
 from hotstart.launcher.errors import ExitCode, UsageError
-from hotstart.launcher.shipment import Submission, prepare, stage_package
+from hotstart.launcher.shipment import Submission, prepare
+from hotstart.launcher.staging import stage_package
 from hotstart.launcher.submit import _Log, ending_of
 
 pytestmark = pytest.mark.unit
@@ -42,7 +43,9 @@ def _arguments(submission: Submission) -> list[str]:
 def test_prepare_script_beside_the_job_sends_the_job_folder(project: Path) -> None:
     (project / "src/job.yaml").write_text("name: tiny\nscript: train.py\n")
     submission = prepare("src/job.yaml", ["workers=2"], "gs://b/team/")
-    assert submission.folder == project / "src"
+    assert submission.files is not None
+    assert submission.files.folder == project / "src"
+    assert [file.name for file in submission.files.files] == ["job.yaml", "train.py"]
     assert submission.run.startswith("tiny-")
     assert submission.submission_id == f"{submission.run}-s1"
     assert submission.run_dir == "gs://b/team/runs"
@@ -59,7 +62,8 @@ def test_prepare_script_in_another_folder_sends_the_current_one_that_holds_both(
     project: Path,
 ) -> None:
     submission = prepare("jobs/job.yaml", [], "gs://b")
-    assert submission.folder == project
+    assert submission.files is not None
+    assert submission.files.folder == project
     assert _arguments(submission)[:2] == ["jobs/job.yaml", 'script="src/train.py"']
 
 
@@ -85,7 +89,8 @@ def test_prepare_environment_settings_and_run_name_go_to_the_driver(
     monkeypatch.setenv("HOTSTART_JOB__RUN_DIR", "gs://beaten/by-bucket")
     submission = prepare("jobs/job.yaml", [], "gs://b")
     words = shlex.split(submission.entrypoint)
-    assert words[: words.index("python")] == [
+    start = words.index("exec")
+    assert words[start : words.index("python", start)] == [
         "exec",
         "env",
         "HOTSTART_JOB__RUN_DIR=gs://beaten/by-bucket",
@@ -101,6 +106,8 @@ def test_prepare_with_a_signing_key_in_the_folder_that_is_sent_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     overrides, path, source = [], project / "signing.key", "environment HOTSTART_SIGNING_KEY_FILE"
+    if how != "link":
+        path.write_text("")
     if how == "setting":
         overrides = ["cache.signing_key_file=signing.key"]
         source = "command line: cache.signing_key_file"
@@ -113,8 +120,8 @@ def test_prepare_with_a_signing_key_in_the_folder_that_is_sent_is_refused(
     with pytest.raises(UsageError) as caught:
         prepare("jobs/job.yaml", overrides, "gs://b")
     assert str(caught.value) == (
-        f"{source}: {path} lies in {project}, which is sent to the cluster; move the key out of "
-        "it, and bring it to the hosts by a way of its own (docs/trust.md)"
+        f"{source}: {path} lies in {project}, which is sent to the cluster; move it out, and bring "
+        "it to the hosts by a way of its own (docs/trust.md)"
     )
 
 
