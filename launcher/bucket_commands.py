@@ -45,8 +45,8 @@ class _Duration(click.ParamType):
         match = _DURATION.fullmatch(value.strip())
         seconds = float(match[1]) * _UNITS_S[match[2]] if match else 0.0
         if not 0 < seconds <= _LONGEST_S:
-            self.fail(
-                f"{value!r} is no length of time up to 10 years; write 36h, 10d or 2w", param, ctx
+            raise _usage(
+                param, f"{value!r} is no length of time up to 10 years; write 36h, 10d or 2w"
             )
         return seconds
 
@@ -63,8 +63,13 @@ class _SoftDelete(_Duration):
             return 0.0
         seconds = super().convert(value, param, ctx)
         if not SHORTEST_SOFT_DELETE_S <= seconds <= LONGEST_SOFT_DELETE_S:
-            self.fail(f"{value!r}: soft delete lasts 7d to 90d, or is 0 for off", param, ctx)
+            raise _usage(param, f"{value!r}: soft delete lasts 7d to 90d, or is 0 for off")
         return seconds
+
+
+def _usage(param: click.Parameter | None, text: str) -> UsageError:
+    """In one line, as all usage is, where click would take four."""
+    return UsageError(f"{param.opts[0]}: {text}" if param else text)
 
 
 _location = click.option(

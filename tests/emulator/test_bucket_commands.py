@@ -150,14 +150,19 @@ def test_create_of_what_cannot_be_says_why_in_one_line(
 def test_run_length_that_is_none_is_refused(api: GcsJsonApi, length: str) -> None:
     refused = bucket("create", "gs://b-1", *CREATE[2:], f"--run-length={length}")
     assert refused.exit_code == 2
-    assert "is no length of time up to 10 years; write 36h, 10d or 2w" in refused.stderr
+    assert refused.stderr == (
+        f"hotstart: --run-length: {length!r} is no length of time up to 10 years; write 36h, 10d "
+        "or 2w\n"
+    )
 
 
 @pytest.mark.parametrize("length", ["3d", "91d", "100w"])
 def test_soft_delete_that_google_has_not_is_refused(api: GcsJsonApi, length: str) -> None:
     refused = bucket("create", "gs://b-1", *CREATE, "--soft-delete", length)
     assert refused.exit_code == 2
-    assert "soft delete lasts 7d to 90d, or is 0 for off" in refused.stderr
+    assert refused.stderr == (
+        f"hotstart: --soft-delete: {length!r}: soft delete lasts 7d to 90d, or is 0 for off\n"
+    )
 
 
 def test_check_of_a_bucket_with_googles_defaults_tells_and_mends(
