@@ -74,7 +74,7 @@ def export(
         raise UsageError("export: give either BUNDLE.tar or --stock DIR")
     if bundle is not None and bundle != "-" and Path(bundle).exists() and not force:
         raise UsageError(f"{bundle} exists; give another name, or --force to replace it")
-    store, seal, names = _chosen(source, keys, location, run_dirs, signing_key_file)
+    store, seal, run, names = _chosen(source, keys, location, run_dirs, signing_key_file)
     found = _Found(store, seal, names)
     try:
         if stock is not None:
@@ -84,7 +84,7 @@ def export(
             facts = _to_bundle(found, bundle, store.url)
     except (BundleError, OSError) as error:
         raise UsageError(f"export to {bundle or stock}: {error}") from error
-    facts = {"location": store.url, "run": None if "/" in source else source, **facts}
+    facts = {"location": store.url, "run": run, **facts}
     facts |= {"missing": found.missing, "bad": found.bad}
     to_stderr = bundle == "-"
     if as_json:
@@ -124,11 +124,12 @@ def _chosen(
     location: str | None,
     run_dirs: tuple[str, ...],
     signing_key_file: str | None,
-) -> tuple[Store, Seal, Sequence[str]]:
-    """The store, its keys, and the names of the entries that are meant."""
+) -> tuple[Store, Seal, str | None, Sequence[str]]:
+    """The store, its keys, the run if it is one, and the names of the entries that are meant."""
     from hotstart.cache.inventory import list_entries
     from hotstart.launcher.errors import RunNotFound, UsageError
 
+    run: str | None = None
     if "/" in source:
         if location not in (None, source):
             raise UsageError("export: a LOCATION and --location are two; give one of them")
@@ -137,7 +138,7 @@ def _chosen(
         seal = open_seal(store, signing_key_file)
     else:
         try:
-            store, seal, names = _of_run(source, location, run_dirs, signing_key_file)
+            store, seal, run, names = _of_run(source, location, run_dirs, signing_key_file)
         except RunNotFound as error:
             if Path(source).is_dir():
                 raise UsageError(f"{error}; if the directory is meant, write ./{source}") from error
@@ -152,12 +153,12 @@ def _chosen(
         names = list(dict.fromkeys(wanted))
     if not names:
         raise UsageError(f"{source}: there is nothing to export")
-    return store, seal, names
+    return store, seal, run, names
 
 
 def _of_run(
     run: str, location: str | None, run_dirs: tuple[str, ...], signing_key_file: str | None
-) -> tuple[Store, Seal, list[str]]:
+) -> tuple[Store, Seal, str, list[str]]:
     from hotstart.cache.signing import SealedStore
     from hotstart.launcher.errors import UsageError
     from hotstart.launcher.run_needs import needed_by, needs_of_run
@@ -175,7 +176,7 @@ def _of_run(
             f"run {needs.run}: its manifests can't be read, or are not signed with a key of "
             "this host"
         )
-    return store, seal, sorted(needed_by([needs]))
+    return store, seal, needs.run, sorted(needed_by([needs]))
 
 
 def _to_bundle(found: _Found, bundle: str, location: str) -> dict[str, Any]:

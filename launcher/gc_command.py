@@ -45,7 +45,7 @@ _PROBLEMS = 1
     "--unused-for",
     type=DURATION,
     metavar="AGE",
-    help="Delete those not used for so long. A bucket keeps no last use: see below.",
+    help="Delete those not used for so long. A bucket keeps no last use: see above.",
 )
 @run_dirs
 @click.option(

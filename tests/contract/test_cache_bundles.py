@@ -109,7 +109,8 @@ def test_export_of_a_run_takes_what_it_asked_for_from_its_own_cache(
     fill(open_store(location), 0, 1, 2)
     record_run(run_dir, "lm-1", location, [KEYS[0], KEYS[2], KEYS[5]], state="done")
     exported = facts("export", "latest", bundle, exit_code=1)
-    assert (exported["location"], exported["entries"]) == (location, 2)
+    assert (exported["location"], exported["run"]) == (location, "lm-1")
+    assert exported["entries"] == 2
     assert exported["missing"] == [NAMES[5]]
     assert facts("export", "lm-1", bundle, "--force", "--key", "aaaa")["entries"] == 1
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hotstart.cache.entry import EntryMeta, encode, entry_name
+from hotstart.cache.keyring import create_key_file
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import open_store
 from hotstart.launcher.cli import main
@@ -82,6 +83,26 @@ def test_verify_command_checks_signatures_where_there_is_a_key(
     found = verify(location, "--json")
     problems = {p["name"]: p["problem"] for p in json.loads(found.stdout)["problems"]}
     assert problems == {entry_name(KEYS[0]): "unsigned", entry_name(KEYS[1]): "damaged"}
+
+
+def test_verify_command_takes_a_key_file_where_the_environment_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOTSTART_SIGNING_KEYS", raising=False)
+    monkeypatch.delenv("HOTSTART_SIGNING_KEY_FILE", raising=False)
+    location, key_file = str(tmp_path / "cache"), str(tmp_path / "signing.key")
+    keyring = create_key_file(key_file)
+    open_store(location).create(entry_name(KEYS[0]), entry(0, Seal(keyring, location)))
+    open_store(location).create(entry_name(KEYS[1]), entry(1))
+    found = verify(location, "--signing-key-file", key_file, "--json")
+    facts = json.loads(found.stdout)
+    assert facts["signed_with"] == list(keyring.ids)
+    assert [(p["name"], p["problem"]) for p in facts["problems"]] == [
+        (entry_name(KEYS[1]), "unsigned")
+    ]
+    refused = verify(location, "--signing-key-file", str(tmp_path / "none.key"))
+    assert refused.exit_code == 2
+    assert "none.key cannot be read" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hotstart.cache.counters import Counters
-from hotstart.cache.entry import EntryMeta
-from hotstart.cache.repair import find_entry
+from hotstart.cache.entry import EntryMeta, entry_name
+from hotstart.cache.heads import read_whole
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.store import open_store
 from hotstart.launcher.cli import main
@@ -86,7 +86,7 @@ def _watch(location: str, stop: Path, *keys: str) -> dict[str, Any]:
     for _ in _until(stop):
         for key in keys:
             looks += 1
-            if find_entry(store, key).entry is None:
+            if read_whole(store, entry_name(key)) is None:  # no use, which alone would keep it
                 missing.add(key)
     return {"looks": looks, "missing": sorted(missing)}
 
