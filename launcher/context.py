@@ -63,7 +63,7 @@ def preempted() -> bool:
     """Whether to save a checkpoint and leave now, since a host of the gang is about to go.
 
     Ask it once a step, at the same points of the program in every process: all of them get True
-    at the same one, so they may save together. It costs less than a microsecond; after a notice,
+    at the same one, so they may save together. It costs about a microsecond; after a notice,
     one call blocks for a moment, until the processes have agreed. A worker that has got True and
     exits with 0 has left, and the run goes on elsewhere; see `leave`.
     """

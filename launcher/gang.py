@@ -292,6 +292,8 @@ class Gang(AheadCalls):
         if self._leaving is not None:
             self._leaving.close()
         with contextlib.suppress(Exception):
+            for lost in self.lost:  # it may live on a node that Ray has lost, for a while
+                self._agents[lost.host_index].close.remote()
             self._call_all("close", lambda i: (self._agents[i].close, ()), timeout_s=3)
         for agent in self._agents:
             with contextlib.suppress(Exception):

@@ -36,14 +36,22 @@ with open(f"/proc/{os.getppid()}/stat") as stat:
 """
 _NODE = re.compile(r"^\[(\d)\] node (\d+) (\d+)$", re.MULTILINE)
 _CLUSTER = """
-import json, sys
+import json, sys, threading, time
 from ray.cluster_utils import Cluster
 cluster = Cluster()
 cluster.add_node(num_cpus=0, include_dashboard=False)
 print(cluster.address, flush=True)
+raylets = []
+def reap():
+    while True:  # Ray's workers end when their raylet is gone, and a zombie is not
+        for raylet in raylets:
+            raylet.poll()
+        time.sleep(0.1)
+threading.Thread(target=reap, daemon=True).start()
 for line in sys.stdin:
     node = cluster.add_node(num_cpus=1, include_dashboard=False, env_vars=json.loads(line))
-    print(node.node_id, node.all_processes["raylet"][0].process.pid, flush=True)
+    raylets.append(node.all_processes["raylet"][0].process)
+    print(node.node_id, raylets[-1].pid, flush=True)
 """
 
 
