@@ -42,6 +42,20 @@ class Ending:
     reason: str
 
 
+@dataclass(frozen=True)
+class Known:
+    """A submission that a cluster has: Ray's word for its state, and the run directory."""
+
+    status: str
+    exit_code: int | None
+    run_dir: str
+
+    @property
+    def lives(self) -> bool:
+        """Whether its driver runs, or is to."""
+        return self.status not in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
 class RayJobs:
     """The Jobs API of one cluster. All methods block."""
 
@@ -66,11 +80,22 @@ class RayJobs:
             ) from error
         self.address: str = self._client.get_address()
 
-    def submissions_of(self, run: str) -> dict[str, tuple[str, int | None]]:
-        """What this cluster knows of a run's submissions: status and exit code, by their id."""
+    def submissions_of(self, run: str) -> dict[str, Known]:
+        """What this cluster knows of submissions of runs of this name, by their id.
+
+        Raises `ClusterUnreachable`.
+        """
+        try:
+            jobs = self._client.list_jobs()
+        except Exception as error:  # of requests, json and Ray
+            raise ClusterUnreachable(
+                f"Ray at {self.address} does not list its jobs: {first_line(error)}"
+            ) from error
         return {
-            job.submission_id: (str(job.status), job.driver_exit_code)
-            for job in self._client.list_jobs()
+            job.submission_id: Known(
+                str(job.status), job.driver_exit_code, job.metadata.get("run_dir", "")
+            )
+            for job in jobs
             if job.submission_id and (job.metadata or {}).get("hotstart_run") == run
         }
 

@@ -19,7 +19,6 @@ from hotstart.launcher.shipment import Submission
 from hotstart.launcher.staging import CLUSTER
 from hotstart.launcher.submit import Ending, RayJobs
 
-_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _SHOWN_FILES = 20
 _RESUMABLE = (ExitCode.JOB_FAILED, ExitCode.BUDGET_SPENT, ExitCode.INTERRUPTED)
 
@@ -117,13 +116,15 @@ def show_plan(submission: Submission, as_json: bool) -> None:
 
 def _attach_or_send(jobs: RayJobs, submission: Submission, again: bool) -> _Sent:
     known = jobs.submissions_of(submission.run)
-    for submission_id, (status, exit_code) in known.items():
-        if status not in _ENDED:
+    ours = {i: k for i, k in known.items() if k.run_dir == submission.run_dir}
+    for submission_id, found in ours.items():
+        if found.lives:
             return _attached(submission_id, jobs)
-        if not again and exit_code != ExitCode.USAGE:  # else nothing was started
+    for submission_id, found in ours.items():
+        if not again and found.exit_code != ExitCode.USAGE:  # else nothing was started
             raise UsageError(
-                f"run {submission.run} was submitted here already, and {submission_id} {status}; "
-                "choose another name, or go on with: hotstart submit --restart "
+                f"run {submission.run} was submitted here already, and {submission_id} "
+                f"{found.status}; choose another name, or go on with: hotstart submit --restart "
                 f"{submission.run} --run-dir {submission.run_dir} --address {jobs.address}"
             )
     submission = dataclasses.replace(submission, submission_id=_free_id(submission, known))

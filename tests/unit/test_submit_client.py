@@ -23,7 +23,7 @@ from hotstart.launcher.jobs_address import jobs_address
 from hotstart.launcher.requirements import read_requirements
 from hotstart.launcher.shipment import Options, Submission, prepare
 from hotstart.launcher.staging import stage_package
-from hotstart.launcher.submit import RayJobs
+from hotstart.launcher.submit import Known, RayJobs
 from hotstart.launcher.submitted import moved
 from hotstart.launcher.submitting import _attach_or_send
 from tests.unit.conftest import FakeClock
@@ -402,16 +402,19 @@ def test_follow_tells_how_long_a_driver_is_waited_for(clock: FakeClock) -> None:
     assert waited == [5.0, 10.0]
 
 
+RUNS = "gs://b/runs"
+
+
 class KnownJobs:
     """A cluster that knows of submissions, and takes any other."""
 
     address = "http://head:8265"
 
-    def __init__(self, known: dict[str, tuple[str, int | None]]) -> None:
+    def __init__(self, known: dict[str, Known]) -> None:
         self.known = known
         self.taken: list[str] = []
 
-    def submissions_of(self, run: str) -> dict[str, tuple[str, int | None]]:
+    def submissions_of(self, run: str) -> dict[str, Known]:
         return self.known
 
     def submit(self, submission: Submission, tell: Any) -> bool:
@@ -424,14 +427,15 @@ class KnownJobs:
     ("known", "again", "sent"),
     [
         ({}, False, "r-s1"),
-        ({"r-s1": ("FAILED", 2)}, False, "r-s2"),
-        ({"r-s1": ("FAILED", 1)}, True, "r-s2"),
-        ({"r-s1": ("STOPPED", None), "r-s2": ("FAILED", 2)}, True, "r-s3"),
+        ({"r-s1": Known("FAILED", 2, RUNS)}, False, "r-s2"),
+        ({"r-s1": Known("FAILED", 1, RUNS)}, True, "r-s2"),
+        ({"r-s1": Known("RUNNING", None, "gs://others/runs")}, False, "r-s2"),
+        ({"r-s1": Known("STOPPED", None, RUNS), "r-s2": Known("FAILED", 2, RUNS)}, True, "r-s3"),
     ],
-    ids=["first", "nothing_was_started", "again", "again_after_another"],
+    ids=["first", "nothing_was_started", "again", "anothers", "again_after_another"],
 )
 def test_submission_gets_an_id_of_its_own(
-    job: Path, known: dict[str, tuple[str, int | None]], again: bool, sent: str
+    job: Path, known: dict[str, Known], again: bool, sent: str
 ) -> None:
     jobs, submission = KnownJobs(known), prepare(str(job), [], "gs://b", Options(run="r"))
     found = _attach_or_send(jobs, submission, again)  # type: ignore[arg-type]
@@ -440,7 +444,7 @@ def test_submission_gets_an_id_of_its_own(
 
 @pytest.mark.parametrize("again", [False, True])
 def test_submission_of_a_run_that_lives_is_attached_to_it(job: Path, again: bool) -> None:
-    jobs = KnownJobs({"r-s1": ("FAILED", 2), "r-s2": ("RUNNING", None)})
+    jobs = KnownJobs({"r-s1": Known("FAILED", 1, RUNS), "r-s2": Known("RUNNING", None, RUNS)})
     submission = prepare(str(job), [], "gs://b", Options(run="r"))
     found = _attach_or_send(jobs, submission, again)  # type: ignore[arg-type]
     assert (jobs.taken, found.submission_id, found.attached) == ([], "r-s2", True)
