@@ -119,6 +119,10 @@ class JaxLink:
         while self._undo:
             self._undo.pop()()
 
+    def require_warm(self, required: bool) -> None:
+        """Whether a program that is not in the cache raises `WarmRequired` from now on."""
+        self._serving.require_warm = required
+
     def load_ahead(
         self,
         planned: Sequence[Planned],

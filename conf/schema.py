@@ -100,7 +100,8 @@ class JobConfig:
     `workers_per_host` None puts all workers on one host. `resources_per_worker` has Ray's
     resource names. `placement` spread gives every host of the job a node of its own, pack lets
     them share one. `working_dir` goes on the workers' path; where it is None, that is the
-    script's own folder.
+    script's own folder. With `require_warm` a program that is not in the cache ends the run with
+    exit code 4, until the worker that asks for it has done a step: nothing is compiled instead.
     """
 
     name: str = field(default="", metadata={"computed": True})
@@ -115,6 +116,7 @@ class JobConfig:
     jax_distributed: str = field(default="launcher", metadata={"choices": ("launcher", "script")})
     working_dir: str | None = None
     cache: CacheSection = field(default_factory=CacheSection)
+    require_warm: bool = False
     run_dir: str | None = None
     restarts: RestartSection = field(default_factory=RestartSection)
     env: dict[str, str] = field(default_factory=dict)

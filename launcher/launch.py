@@ -283,6 +283,7 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
         deadline_s=cache.deadline_s,
         flush_timeout_s=cache.flush_timeout_s,
         signing_key_file=cache.signing_key_file,
+        require_warm=config.require_warm,
     )
 
 

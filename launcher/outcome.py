@@ -28,7 +28,8 @@ class WorkerExit:
 
     `at_s` is the agent's monotonic time since the attempt began. `stopped` says that the worker
     had been told to stop before it ended, so its end is a consequence and no cause.
-    `cache_required` says why the worker gave up where strict mode demands the cache.
+    `cache_required` says why the worker gave up where the cache is demanded, and `required_by`
+    what demands it.
     """
 
     process_index: int
@@ -38,6 +39,7 @@ class WorkerExit:
     at_s: float
     stopped: bool
     cache_required: str = ""
+    required_by: str = "strict mode"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def classify(
         first = failed[0]
         if first.cache_required and first.exit_code == ExitCode.CACHE_REQUIRED:
             who = f"process {first.process_index} on {first.host}"
-            reason = f"strict mode: {who}: {first.cache_required}"
+            reason = f"{first.required_by or 'strict mode'}: {who}: {first.cache_required}"
             return Outcome("cache-required", reason, first.process_index)
         return Outcome("failed", describe_exit(first), first.process_index)
 

@@ -92,6 +92,7 @@ class WorkerProcess:
         self._stopped = False
         self._stepped = False
         self._cache_required = ""
+        self._required_by = ""
         self._ended = threading.Event()
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
@@ -154,6 +155,7 @@ class WorkerProcess:
                 self._emit(FirstStep(self.plan.process_index, self.report))
         elif "cache_required" in message:
             self._cache_required = str(message["cache_required"])
+            self._required_by = str(message.get("rule", ""))
         elif "taken" in message:
             self._taken.set()
         else:
@@ -189,6 +191,7 @@ class WorkerProcess:
                 at_s=at_s,
                 stopped=self._stopped,
                 cache_required=self._cache_required,
+                required_by=self._required_by,
             )
         )
         self._ended.set()
