@@ -39,7 +39,7 @@ class WorkerExit:
     at_s: float
     stopped: bool
     cache_required: str = ""
-    required_by: str = "strict mode"
+    required_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -149,3 +149,20 @@ def test_explain_run_whose_entries_were_deleted_says_that_nothing_changed(here: 
     assert "it was" in program["reason"] or "was gone" in program["reason"]
     shown = here.run("report", "latest")
     assert "jit_advance compiled (process 0): nothing has changed since attempt 1" in shown.stdout
+
+
+def test_require_warm_ends_a_cold_start_with_4_and_says_why_and_lets_a_warm_one_run(
+    here: Site,
+) -> None:
+    options = ("cache.location=cache-warm", "env.PLANTS=none", "require_warm=true", "--json")
+    cold = here.launch("job.yaml", *options)
+    assert cold.exit_code == 4, cold.shown
+    [attempt] = cold.report["attempts"]
+    assert attempt["outcome"] == "cache-required"
+    assert attempt["reason"].startswith("require_warm: process ")
+    assert sum(w["cache"]["compiled"] for w in attempt["workers"]) == 0
+    assert {miss["status"] for miss in attempt["misses"]} == {"first"}
+    launch(here, "none", "cache.location=cache-warm")
+    warm = here.launch("job.yaml", *options)
+    assert warm.exit_code == 0, warm.shown
+    assert warm.report["attempts"][0]["misses"] == []
