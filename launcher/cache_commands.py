@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hotstart.launcher.explain_commands import explain
+from hotstart.launcher.explain_commands import explain, warm
 
 if TYPE_CHECKING:
     from hotstart.cache.verify import Looked
@@ -25,6 +25,7 @@ def cache() -> None:
 
 
 cache.add_command(explain)
+cache.add_command(warm)
 
 
 @cache.command(epilog="\b\nExamples:\n  hotstart cache verify gs://bucket/cache\n"

@@ -101,7 +101,9 @@ class Following:
         is_interrupted: Callable[[], bool],
         stop_s: float,
         clock: Callable[[], float] = time.monotonic,
+        only_first_step: bool = False,
     ) -> None:
+        """With `only_first_step` it is done, and stopped, once all workers have done a step."""
         self._gang = gang
         self._plan = plan
         self._decided_at = decided_at
@@ -110,6 +112,7 @@ class Following:
         self._is_interrupted = is_interrupted
         self._stop_s = stop_s
         self._clock = clock
+        self._only_first_step = only_first_step
         self._exits: list[WorkerExit] = []
         self._stepped: dict[int, Mapping[str, Any]] = {}
         self._preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
@@ -123,9 +126,9 @@ class Following:
             judged = self._refused()
             outcome = judged or self._classified()
             if outcome is None:
-                outcome = judged = self._hung()
-        if outcome.kind != "done":
-            polite = outcome.kind == "interrupted"
+                outcome = judged = self._warmed() or self._hung()
+        if outcome.kind != "done" or judged is not None:
+            polite = outcome.kind in ("interrupted", "done")
             gang.stop(self._stop_s if polite else _PEER_GRACE_S, ask=polite)
         reports = gang.finish()
         asked = gang.asked()  # now: the next attempt's start makes agents forget this one
@@ -183,6 +186,12 @@ class Following:
         if refusal is None:
             return None
         return Outcome("cache-required", f"strict mode: {refusal}", None)
+
+    def _warmed(self) -> Outcome | None:
+        if not self._only_first_step or not self._have_all_stepped:
+            return None
+        count = self._plan.process_count
+        return Outcome("done", f"all {count} workers have done a step; no more was asked for", None)
 
     def _hung(self) -> Outcome | None:
         hang = self._watch.hang

@@ -16,6 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.cache.keyring import load_keyring
 from hotstart.cache.signing import Keyring
+from hotstart.cache.store import open_store
 from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
@@ -63,13 +64,16 @@ class Run:
         keyring: Keyring,
         *,
         is_new: bool,
+        only_warm: bool = False,
     ) -> None:
+        """With `only_warm` the job is not run to its end, but only to its first step."""
         self.record = record
         self._keyring = keyring
         self.config = config
         self._ownership = ownership
         self._launched_from = record.read().created.get("launched_from", {})
         self._is_new = self._unchecked = is_new
+        self._only_warm = only_warm
         self._interrupted = threading.Event()
 
     @property
@@ -98,6 +102,7 @@ class Run:
             flush_s=config.cache.flush_timeout_s,
             cache_facts=self._cache_facts(),
             versions=key_versions(),
+            warm=self._has_checkpoint if self._only_warm else None,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
@@ -119,6 +124,8 @@ class Run:
                     ahead=ahead,
                 )
                 decision = loop.run()
+            if self._only_warm and decision.exit_code == ExitCode.DONE:
+                tell(decision.reason)
         except StoreError as error:
             decision = GiveUp(ExitCode.JOB_FAILED, str(error))
             raise RecordUnreachable(
@@ -191,6 +198,13 @@ class Run:
         versions = installed_versions(self.config.platform)
         return Ahead(settings, self.record, versions, is_new=self._is_new, on_misfit=cold.misfit)
 
+    def _has_checkpoint(self) -> bool:
+        try:
+            store = open_store(self.record.checkpoint_location)
+            return next(iter(store.list("")), None) is not None
+        except StoreError:  # it was never made
+            return False
+
     def _finish(self, decision: GiveUp) -> None:
         code = int(decision.exit_code)
         state = _FINAL.get(code, "failed")
@@ -224,8 +238,10 @@ class Run:
         return {"location": cache.location, "source": source, "mode": cache.mode}
 
 
-def new_run(job: LoadedJob) -> Run:
+def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
     """Record a new run of a job and own it; raises `UsageError` where that can't be written.
+
+    With `only_warm` it is run to its first step alone.
 
     `SigningKeyError` where this host's signing key can't be used.
     """
@@ -249,7 +265,7 @@ def new_run(job: LoadedJob) -> Run:
     except StoreError as error:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, keyring, is_new=True)
+    return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
 
 
 def reopen_run(record: RunRecord, config: JobConfig, keyring: Keyring) -> Run:
