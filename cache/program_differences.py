@@ -92,6 +92,9 @@ def compare_programs(
             text = "the precision of its operations differs"
             changes.append(Change("code", "the operations", None, None, text, follows=True))
             return sorted(changes, key=lambda change: change.follows)
+    if len(before.results) == len(after.results):
+        results = zip(before.results, after.results, strict=True)
+        pairs += [_Pair(i, was, now) for i, (was, now) in enumerate(results)]
     changes += _code(before, after, pairs, signature, other_devices, other_tracing)
     return sorted(changes, key=lambda change: change.follows)
 
@@ -147,7 +150,7 @@ def _label(position: int, value: Value) -> str:
     )
 
 
-def _types(pairs: Sequence[_Pair]) -> Iterator[Change]:
+def _types(pairs: Sequence[_Pair], noun: str = "argument") -> Iterator[Change]:
     for kind, of in (
         ("dtype", lambda v: v.dtype),
         ("shape", lambda v: None if v.shape is None else f"[{','.join(v.shape)}]"),
@@ -158,8 +161,8 @@ def _types(pairs: Sequence[_Pair]) -> Iterator[Change]:
             if was != now:
                 found.setdefault((was, now), []).append(pair.label)
         for (was, now), labels in found.items():
-            text = f"the {kind} of {_arguments(labels)} is {now} and was {was}"
-            yield Change(kind, _arguments(labels), was, now, text)  # type: ignore[arg-type]
+            text = f"the {kind} of {_arguments(labels, noun)} is {now} and was {was}"
+            yield Change(kind, _arguments(labels, noun), was, now, text)  # type: ignore[arg-type]
 
 
 def _donation(pairs: Sequence[_Pair], before: ProgramText, after: ProgramText) -> Iterator[Change]:
@@ -266,9 +269,9 @@ def _results(
         yield Change("code", "the results", *counts, text, "arguments" in signature)
         return
     for i, (was, now) in enumerate(zip(before.results, after.results, strict=True)):
-        if was.type != now.type:
-            text = f"the type of result {i} is {now.type} and was {was.type}"
-            yield Change("code", f"result {i}", was.type, now.type, text, typed)
+        # Without another argument it comes from a value that is not one, such as a static size.
+        for change in _types([_Pair(i, was, now)], "result"):
+            yield replace(change, follows=typed)
         shardings = _sharding(was, before), _sharding(now, after)
         if shardings[0] != shardings[1]:
             text = (
@@ -478,9 +481,8 @@ def _counted(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     return f"; by kind: {', '.join(counts)}" if counts else ""
 
 
-def _arguments(labels: Sequence[str]) -> str:
-    word = "argument" if len(labels) == 1 else "arguments"
-    return f"{word} {_listed(labels)}"
+def _arguments(labels: Sequence[str], noun: str = "argument") -> str:
+    return f"{noun if len(labels) == 1 else f'{noun}s'} {_listed(labels)}"
 
 
 def _is(labels: Sequence[str]) -> str:

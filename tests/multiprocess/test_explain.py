@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.explain.campaign import play
+from hotstart.cache.explain import entries_of, listed
+from hotstart.cache.store import open_store
+from tests.explain.campaign import play, start
 from tests.explain.plants import BY_NAME, Plant, trials
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.internals]
@@ -24,6 +26,18 @@ def named(name: str) -> tuple[Plant, ...]:
 def test_explain_names_what_was_planted_and_nothing_else(name: str, tmp_path: Path) -> None:
     played = play(named(name), tmp_path)
     assert played.wrong == "", played.explanation
+
+
+def test_recorded_components_of_every_program_give_its_key(tmp_path: Path) -> None:
+    """The canary: were JAX to hash something else too, no explanation would be whole."""
+    assert start(tmp_path / "cache", ())
+    store = open_store(str(tmp_path / "cache"))
+    modules = {module for _, _, module in listed(store)}
+    known = [one for module in sorted(modules) for one in entries_of(store, module)]
+    descriptions = [one.description for one in known]
+    assert {"jit_train"} <= modules
+    assert len(known) == len(list(listed(store)))
+    assert all(d is not None and d.complete and d.program is not None for d in descriptions)
 
 
 @pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="HOTSTART_LONG=1 runs it")

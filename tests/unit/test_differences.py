@@ -136,6 +136,11 @@ def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> 
             "restored arrays are committed, those of a fresh start often are not",
         ),
         (
+            text(result="tensor<9x4xf32>"),
+            "shape",
+            "the shape of result 0 is [9,4] and was [8,4]",
+        ),
+        (
             text(body=BODY.replace("tanh", "sine")),
             "code",
             "operations are new: `sine % : tensor<8x4xf32>`; operations are gone: "
