@@ -295,7 +295,7 @@ _LARGE_CONSTANT = 16  # elements
 def _argument_names(module: Any) -> list[str]:
     """What the program calls its first arguments; the key's form of it no longer says."""
     for operation in module.body.operations:
-        if "main" in str(operation.name):
+        if str(operation.name).strip('"') == "main":
             return [
                 str(argument.location).removeprefix("loc(").removesuffix(")").strip('"')
                 for argument in list(operation.arguments)[:_MAX_NAMES]
