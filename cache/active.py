@@ -117,6 +117,7 @@ def enable(
         _active = _Active(config, cache, counters, link)
         link.requests.on_request = on_request
         link.recorder.on_described = on_described
+        link.require_warm(config.require_warm)
         if config.location.startswith("gs://") and not has_agent:
             # Its import is on the way to the first hit. No daemon thread: at its end Python aborts
             # where one of those is inside of native code, as such an import often is.
@@ -170,6 +171,13 @@ def load_ahead(planned: Sequence[Planned]) -> None:
     active = _active
     if active is not None:
         active.link.load_ahead(planned, active.cache.ahead)
+
+
+def stepped() -> None:
+    """The program is past its start: what it needs later may be compiled."""
+    active = _active
+    if active is not None:
+        active.link.require_warm(False)
 
 
 def drop_ahead() -> None:

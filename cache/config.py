@@ -32,6 +32,8 @@ class CacheConfig:
     flush_timeout_s: bound of a flush at exit.
     signing_key_file: a file of this host with the keys that sign what is written and verify what
         is read; what the host's environment says goes before it (`keyring.py`).
+    require_warm: a program that is not in the cache raises `WarmRequired` and is not compiled,
+        until `active.stepped` is called; programs that JAX never stores are left alone.
     """
 
     location: str
@@ -44,6 +46,7 @@ class CacheConfig:
     deadline_s: float = 30.0
     flush_timeout_s: float = 60.0
     signing_key_file: str | None = None
+    require_warm: bool = False
 
 
 def hotstart_home() -> Path:

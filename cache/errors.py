@@ -4,6 +4,7 @@ CacheError
  |- InvalidLocation        the location cannot be a store (ValueError too)
  |- UnsupportedJax         JAX's internals look unfamiliar; stock behavior stays
  |- CacheRequired          strict mode: what would be a warning ends the program
+ |   '- WarmRequired       a program was to be in the cache, and is not
  |- SigningKeyError        the signing key that is set can't be used
  |- BundleError            a file that is no bundle, or that ends early
  |- EntryError             bytes that are not the entry they should be
@@ -24,6 +25,8 @@ A message says what failed, where, and what to do next. Nothing decides by messa
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class CacheError(Exception):
@@ -100,6 +103,14 @@ class DeadlineExceeded(TransientError):
 
 class CacheRequired(CacheError):
     """Strict mode: the cache could not do its part, and the caller asked to know."""
+
+    rule: ClassVar[str] = "strict mode"
+
+
+class WarmRequired(CacheRequired):
+    """A program was to be found in the cache, is not there, and must not be compiled."""
+
+    rule: ClassVar[str] = "require_warm"
 
 
 class SigningKeyError(CacheError):

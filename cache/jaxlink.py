@@ -120,6 +120,10 @@ class JaxLink:
         while self._undo:
             self._undo.pop()()
 
+    def require_warm(self, required: bool) -> None:
+        """Whether a program that is not in the cache raises `WarmRequired` from now on."""
+        self._serving.require_warm = required
+
     def load_ahead(
         self,
         planned: Sequence[Planned],
@@ -296,7 +300,7 @@ _LARGE_CONSTANT = 16  # elements
 def _argument_names(module: Any) -> list[str]:
     """What the program calls its first arguments; the key's form of it no longer says."""
     for operation in module.body.operations:
-        if "main" in str(operation.name):
+        if str(operation.name).strip('"') == "main":
             return [
                 str(argument.location).removeprefix("loc(").removesuffix(")").strip('"')
                 for argument in list(operation.arguments)[:_MAX_NAMES]

@@ -13,6 +13,7 @@ a scope of its own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -23,13 +24,15 @@ from typing import Any
 from hotstart.cache.ahead import LoadAhead
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta
-from hotstart.cache.errors import CacheRequired
+from hotstart.cache.errors import CacheRequired, WarmRequired
 from hotstart.cache.key_recorder import Recorded
 from hotstart.cache.requests import RequestLog
 from hotstart.cache.scope import Current, Scope
 from hotstart.cache.shared import SharedCache
 
 logger = logging.getLogger(__name__)
+
+_DESCRIBE_S = 2.0
 
 
 class Serving:
@@ -48,6 +51,7 @@ class Serving:
     ) -> None:
         self.requests = RequestLog()
         self.ahead: LoadAhead | None = None
+        self.require_warm = False
         self._cache = cache
         self._counters = counters
         self._current = Current()
@@ -172,11 +176,20 @@ class Serving:
             scope.described = self._describe_key(recorded)
         if scope.required is not None:
             raise scope.required
+        if self.require_warm and scope.asked and not scope.host_callbacks:
+            raise self._not_warm(scope)
         started = time.monotonic()
         executable = stock(*args, **kwargs)
         scope.compile_s = time.monotonic() - started
         self._counters.add(compiled=1, compile_s=scope.compile_s)
         return executable
+
+    def _not_warm(self, scope: Scope) -> WarmRequired:
+        if scope.described is not None:  # so that it is told of before this process ends
+            with contextlib.suppress(TimeoutError):
+                scope.described.result(_DESCRIBE_S)
+        key = scope.asked[-1]
+        return WarmRequired(f"{key} is not in {self._cache.url}, and nothing is to be compiled")
 
     def _end(self, scope: Scope) -> None:
         hit = scope.hit

@@ -55,6 +55,7 @@ def check_values(config: JobConfig, origins: Origins) -> None:
     if config.resume.if_exists is not None and not config.resume.args:
         text = "give resume.args too: what the program gets where that path exists"
         raise _error(("resume", "if_exists"), text, origins)
+    _check_require_warm(config, origins)
 
 
 def value_at(config: JobConfig, key: Key) -> Any:
@@ -146,6 +147,20 @@ def _check_program_given(config: JobConfig, origins: Origins) -> None:
     if config.entrypoint is None and config.script is None:
         text = "nothing to run; give script (a path) or entrypoint (module:function)"
         raise origins[()].error(text)
+
+
+def _check_require_warm(config: JobConfig, origins: Origins) -> None:
+    if not config.require_warm:
+        return
+    if config.cache.mode == "off":
+        text = "needs a cache, and cache.mode is off; leave one of them out"
+        raise _error(("require_warm",), text, origins)
+    if config.cache.min_compile_time_s > 0:
+        text = (
+            "needs every program in the cache, and cache.min_compile_time_s="
+            f"{config.cache.min_compile_time_s:g} keeps some out of it; set that to 0"
+        )
+        raise _error(("require_warm",), text, origins)
 
 
 def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfig:

@@ -121,6 +121,8 @@ class JobConfig:
     script's own folder. `cost_per_worker_hour`, in any currency, is for the report. `secret_env`
     has a reference for each variable that each host looks up by itself: `file:/path`, or
     `env:VARIABLE` of the environment that Ray was started in there.
+    With `require_warm` a program that is not in the cache ends the run with exit code 4, until the
+    worker that asks for it has done a step: nothing is compiled instead.
     """
 
     name: str = field(default="", metadata={"computed": True})
@@ -136,6 +138,7 @@ class JobConfig:
     jax_distributed: str = field(default="launcher", metadata={"choices": ("launcher", "script")})
     working_dir: str | None = None
     cache: CacheSection = field(default_factory=CacheSection)
+    require_warm: bool = False
     run_dir: str | None = None
     restarts: RestartSection = field(default_factory=RestartSection)
     env: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
-from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, decide, refilled
+from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, Restart, decide, refilled
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
 
@@ -34,7 +34,11 @@ _TOLD_TO_STOP = "the launcher was told to stop"
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop needs of the job."""
+    """What the loop needs of the job.
+
+    warm: None where the job is to run to its end. Else an attempt ends at its first step, and a
+        second one follows where this says that there is a checkpoint to restore.
+    """
 
     budgets: Budgets
     backoff_s: float
@@ -45,6 +49,7 @@ class LoopSettings:
     cost_per_worker_hour: float | None = None
     exit_codes: Collection[int] = ()
     refill_after_s: float | None = None
+    warm: Callable[[], bool] | None = None
 
 
 class AttemptLoop:
@@ -101,7 +106,7 @@ class AttemptLoop:
 
     def _run(self, writes: list[Future[None]]) -> GiveUp:
         budgets, without_step = self._settings.budgets, 0
-        number = self._record.next_attempt()
+        first = number = self._record.next_attempt()
         while True:
             ended = self._attempt(number)
             if ended is None:
@@ -118,6 +123,8 @@ class AttemptLoop:
                 failures_without_step=without_step,
                 rng=self._rng,
             )
+            if self._settings.warm is not None and outcome.kind == "done":
+                decision = self._warmed(number - first, ended.stepped, budgets)
             if isinstance(decision, GiveUp):
                 self._flush(decision)
             hosts = ended.gang.take_stats()
@@ -134,6 +141,22 @@ class AttemptLoop:
             self._leave_hosts()
             self._pause(decision.delay_s)
             number += 1
+
+    def _warmed(self, before: int, stepped: bool, budgets: Budgets) -> Restart | GiveUp:
+        """What follows an attempt that was only to warm the cache; `before` attempts went first."""
+        assert self._settings.warm is not None
+        if not stepped:
+            reason = "the script reported no step (context.step), so it ran to its end"
+        elif before:
+            reason = "warm for a fresh start and for one that restores a checkpoint"
+        elif self._settings.warm():
+            return Restart(0.0, budgets)
+        else:
+            reason = (
+                "warm for a fresh start alone: the script had made no checkpoint by its first "
+                "step, so what a restored start asks for is not known"
+            )
+        return GiveUp(ExitCode.DONE, reason)
 
     def _attempt(self, number: int) -> Ended | None:
         """One attempt; None if it was never started, since the run was interrupted before."""
@@ -173,6 +196,7 @@ class AttemptLoop:
                 stop_s=self._settings.stop_s,
                 exit_codes=self._settings.exit_codes,
                 clock=self._clock,
+                only_first_step=self._settings.warm is not None,
             ).to_the_end()
         except LauncherError as error:
             self._write_end(number, Outcome("failed", str(error), None), {})

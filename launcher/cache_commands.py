@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hotstart.launcher.explain_commands import explain
+from hotstart.launcher.explain_commands import explain, warm
 from hotstart.launcher.export_command import export
 from hotstart.launcher.gc_command import gc
 from hotstart.launcher.import_command import import_
@@ -20,5 +20,5 @@ def cache() -> None:
     """Look after a cache: a directory or gs://bucket/prefix."""
 
 
-for command in (ls, stats, show, explain, verify, gc, pin, unpin, export, import_):
+for command in (ls, stats, show, explain, warm, verify, gc, pin, unpin, export, import_):
     cache.add_command(command)

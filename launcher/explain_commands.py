@@ -1,4 +1,7 @@
-"""`hotstart cache explain`: why a program was compiled and not found. Needs neither Ray nor JAX."""
+"""`hotstart cache explain`: why a program was compiled; `hotstart cache warm`: so that it is not.
+
+Explaining needs neither Ray nor JAX.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +66,40 @@ def explain(
         return
     for line in render(explained):
         click.echo(line)
+
+
+_WARM_EXAMPLES = """\b
+Examples:
+  hotstart cache warm job.yaml
+  hotstart cache warm job.yaml workers=4 cache.location=gs://bucket/cache
+"""
+
+
+@click.command(epilog=_WARM_EXAMPLES)
+@click.argument("job", metavar="JOB.yaml")
+@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option("--address", metavar="ADDRESS", help="Ray, as for `hotstart launch`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
+    """Run the job that JOB.yaml describes to its first step, to fill its cache.
+
+    All workers start, do one step, and are stopped as by Ctrl-C; what they compiled is stored. If
+    the script has made a checkpoint by then, it is started once more, for what a restored start
+    asks for is often something else. The run is recorded as any other.
+    """
+    import dataclasses
+
+    from hotstart.conf.load import load_job
+    from hotstart.launcher.cli import _check_cluster, _follow
+    from hotstart.launcher.errors import UsageError
+    from hotstart.launcher.launch import new_run
+
+    loaded = load_job(job, overrides)
+    if loaded.config.cache.mode != "read-write":
+        raise UsageError(
+            f"cache.mode is {loaded.config.cache.mode}, so nothing would be stored; warm the "
+            "cache with cache.mode=read-write"
+        )
+    config = dataclasses.replace(loaded.config, require_warm=False)
+    _check_cluster(address, config)
+    _follow(new_run(dataclasses.replace(loaded, config=config), only_warm=True), address, as_json)

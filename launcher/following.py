@@ -126,8 +126,12 @@ class Following:
         stop_s: float,
         exit_codes: Collection[int] = (),
         clock: Callable[[], float] = time.monotonic,
+        only_first_step: bool = False,
     ) -> None:
-        """`doubt` says why the driver can't be sure any more that it owns the run, else None."""
+        """`doubt` says why the driver can't be sure any more that it owns the run, else None.
+
+        With `only_first_step` it is done, and stopped, once all workers have done a step.
+        """
         self._gang = gang
         self._plan = plan
         self._decided_at = decided_at
@@ -142,6 +146,7 @@ class Following:
         self._preemption = GangPreemption(plan.process_count, decided_at, stop_s)
         self._all_stepped_at: float | None = None
         self._is_overdue = False
+        self._only_first_step = only_first_step
         self._exits: list[WorkerExit] = []
         self._stepped: dict[int, Mapping[str, Any]] = {}
         self._preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
@@ -155,11 +160,11 @@ class Following:
             judged = self._refused() or self._unowned()
             outcome = judged or self._classified()
             if outcome is None:
-                outcome = judged = self._overdue() or self._hung()
+                outcome = judged = self._overdue() or self._warmed() or self._hung()
         ended_at = self._clock()
-        if outcome.kind != "done":
+        if outcome.kind != "done" or judged is not None:
             # Who is asked may write a checkpoint, which may be another driver's to write by now.
-            polite = outcome.kind == "interrupted" or self._is_overdue
+            polite = outcome.kind in ("interrupted", "done") or self._is_overdue
             polite = polite and self._doubt() is None
             gang.stop(self._stop_s if polite else _PEER_GRACE_S, ask=polite)
         reports = gang.finish()
@@ -283,6 +288,12 @@ class Following:
         if doubt is None or self._is_interrupted():  # superseded: it ends for good
             return None
         return Outcome("preempted", f"{doubt}; workers ended in case another took the run", None)
+
+    def _warmed(self) -> Outcome | None:
+        if not self._only_first_step or not self._have_all_stepped:
+            return None
+        count = self._plan.process_count
+        return Outcome("done", f"all {count} workers have done a step; no more was asked for", None)
 
     def _hung(self) -> Outcome | None:
         hang = self._watch.hang

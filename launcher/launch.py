@@ -16,6 +16,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.cache.errors import StoreError
 from hotstart.cache.keyring import load_keyring
 from hotstart.cache.signing import Keyring
+from hotstart.cache.store import open_store
 from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
@@ -78,7 +79,9 @@ class Run:
         keyring: Keyring,
         *,
         is_new: bool,
+        only_warm: bool = False,
     ) -> None:
+        """With `only_warm` the job is not run to its end, but only to its first step."""
         self.record = record
         self._keyring = keyring
         self._ownership = ownership
@@ -92,6 +95,7 @@ class Run:
         self._created_s = made_s if isinstance(made_s, int | float) else time.time()
         self._is_new = self._unchecked = is_new
         self._lifetime_seen = False
+        self._only_warm = only_warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
 
@@ -144,6 +148,7 @@ class Run:
             cost_per_worker_hour=config.cost_per_worker_hour,
             exit_codes=frozenset(config.restarts.exit_codes),
             refill_after_s=config.restarts.refill_after_s,
+            warm=self._has_checkpoint if self._only_warm else None,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
@@ -168,6 +173,8 @@ class Run:
                     doubt=self._ownership.doubt,
                 )
                 decision = loop.run()
+            if self._only_warm and decision.exit_code == ExitCode.DONE:
+                tell(decision.reason)
         except StoreError as error:
             decision, may_restart = GiveUp(ExitCode.JOB_FAILED, str(error)), True
             raise RecordUnreachable(
@@ -252,6 +259,13 @@ class Run:
         versions = installed_versions(self.config.platform)
         return Ahead(settings, self.record, versions, is_new=self._is_new, on_misfit=cold.misfit)
 
+    def _has_checkpoint(self) -> bool:
+        try:
+            store = open_store(self.record.checkpoint_location)
+            return next(iter(store.list("")), None) is not None
+        except StoreError:  # it was never made
+            return False
+
     def _finish(self, decision: GiveUp, may_restart: bool) -> None:
         code = int(decision.exit_code)
         state = _FINAL.get(code, "failed")
@@ -293,8 +307,10 @@ class Run:
         return {"location": cache.location, "source": source, "mode": cache.mode}
 
 
-def new_run(job: LoadedJob) -> Run:
+def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
     """Record a new run of a job and own it; raises `UsageError` where that can't be written.
+
+    With `only_warm` it is run to its first step alone.
 
     `SigningKeyError` where this host's signing key can't be used.
     """
@@ -321,7 +337,7 @@ def new_run(job: LoadedJob) -> Run:
     if submission:
         keep_shipment(record, Path.cwd())
     ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, keyring, is_new=True)
+    return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
 
 
 def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
@@ -364,6 +380,7 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
         deadline_s=cache.deadline_s,
         flush_timeout_s=cache.flush_timeout_s,
         signing_key_file=cache.signing_key_file,
+        require_warm=config.require_warm,
     )
 
 

@@ -34,8 +34,9 @@ class WorkerExit:
 
     `at_s` is the agent's monotonic time since the attempt began. `stopped` says that the worker
     had been told to stop before it ended, so its end is a consequence and no cause.
-    `cache_required` says why the worker gave up where strict mode demands the cache. `left` says
-    that its program ended with 0 after it had been told to leave: it is not done.
+    `cache_required` says why the worker gave up where the cache is demanded, and `required_by`
+    what demands it. `left` says that its program ended with 0 after it had been told to leave: it
+    is not done.
     """
 
     process_index: int
@@ -45,6 +46,7 @@ class WorkerExit:
     at_s: float
     stopped: bool
     cache_required: str = ""
+    required_by: str = ""
     left: bool = False
 
 
@@ -155,7 +157,7 @@ def classify(
 def _of_worker(first: WorkerExit) -> Outcome:
     if first.cache_required and first.exit_code == ExitCode.CACHE_REQUIRED:
         who = f"process {first.process_index} on {first.host}"
-        reason = f"strict mode: {who}: {first.cache_required}"
+        reason = f"{first.required_by or 'strict mode'}: {who}: {first.cache_required}"
         return Outcome("cache-required", reason, first.process_index)
     # Nobody sends SIGTERM by accident: the system, or who looks after it, wants the host back.
     kind: OutcomeKind = "preempted" if first.signal == signals.SIGTERM else "failed"

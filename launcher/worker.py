@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
+from hotstart.cache.errors import CacheRequired
 from hotstart.cache.keyring import from_text
 from hotstart.cache.requests import Request
 from hotstart.cache.signing import Keyring
@@ -94,7 +95,7 @@ def main() -> None:
     except Exception as error:
         required = _cache_required(error)
         if required is not None:  # the launcher says so, once for all workers
-            channel.send({"cache_required": str(required)})
+            channel.send({"cache_required": str(required), "rule": required.rule})
             if required is not error:
                 print_traceback(error)
             failed_exit.code = EXIT_CACHE_REQUIRED
@@ -222,9 +223,9 @@ def _enable_cache(
 def _reporter(progress: Progress) -> Callable[[int], None]:
     """What `context.step` calls; what was loaded ahead for nothing goes a while after step 1."""
 
-    def drop() -> None:
-        from hotstart.cache import active
+    from hotstart.cache import active
 
+    def drop() -> None:
         active.drop_ahead()
 
     first = threading.Lock()
@@ -232,6 +233,7 @@ def _reporter(progress: Progress) -> Callable[[int], None]:
     def step(number: int) -> None:
         progress.step(number)
         if first.acquire(blocking=False):  # never released
+            active.stepped()
             timer = threading.Timer(_DROP_AHEAD_S, drop)
             timer.daemon = True
             timer.start()
@@ -340,10 +342,8 @@ def _stop(grace_s: float, ends_soon: bool) -> None:
     os._exit(_STOPPED_EXIT)
 
 
-def _cache_required(error: BaseException) -> BaseException | None:
+def _cache_required(error: BaseException) -> CacheRequired | None:
     """The `CacheRequired` behind an error, which JAX may have wrapped."""
-    from hotstart.cache.errors import CacheRequired
-
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CacheRequired):

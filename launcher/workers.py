@@ -126,6 +126,7 @@ class WorkerProcess:
         self._reached_at = 0.0
         self._cache_required = ""
         self._left = False
+        self._required_by = ""
         self._ended = threading.Event()
         self._taken = threading.Event()
         self._lock = threading.Lock()  # which child it is
@@ -193,6 +194,7 @@ class WorkerProcess:
             self._tell_reached()
         elif "cache_required" in message:
             self._cache_required = str(message["cache_required"])
+            self._required_by = str(message.get("rule", ""))
         elif "taken" in message:
             self._taken.set()
         elif "left" in message:
@@ -237,6 +239,7 @@ class WorkerProcess:
                 stopped=self._stopped,
                 cache_required=self._cache_required,
                 left=self._left and code == 0,
+                required_by=self._required_by,
             )
         )
         self._ended.set()

@@ -61,6 +61,26 @@ GONE = """
         jax.experimental.multihost_utils.sync_global_devices("deleted")
         sys.exit(3)
 """
+# Goes on for ever unless it is told to be short; restores what it has saved.
+LONG = """
+    import pathlib, sys, time
+    import jax, jax.numpy as jnp
+    import numpy as np
+    from hotstart.launcher import context
+
+    kept = pathlib.Path(context.checkpoint_dir()) / f"state-{context.process_index()}.npy"
+    restored = kept.exists()
+    state = jnp.asarray(np.ones((4, 4), np.float32))
+    if restored:
+        state = jax.device_put(np.load(kept), jax.local_devices()[0])
+
+    state = jax.jit(lambda state: jnp.tanh(state) + 1)(state)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    np.save(kept, np.asarray(state))
+    context.step(1)
+    while "short" not in sys.argv:
+        time.sleep(0.05)
+"""
 JOB = """
     script: train.py
     workers: 2
@@ -149,3 +169,42 @@ def test_explain_run_whose_entries_were_deleted_says_that_nothing_changed(here: 
     assert "it was" in program["reason"] or "was gone" in program["reason"]
     shown = here.run("report", "latest")
     assert "jit_advance compiled (process 0): nothing has changed since attempt 1" in shown.stdout
+
+
+def test_require_warm_ends_a_cold_start_with_4_and_says_why_and_lets_a_warm_one_run(
+    here: Site,
+) -> None:
+    options = ("cache.location=cache-warm", "env.PLANTS=none", "require_warm=true", "--json")
+    cold = here.launch("job.yaml", *options)
+    assert cold.exit_code == 4, cold.shown
+    [attempt] = cold.report["attempts"]
+    assert attempt["outcome"] == "cache-required"
+    assert attempt["reason"].startswith("require_warm: process ")
+    assert sum(w["cache"]["compiled"] for w in attempt["workers"]) == 0
+    assert {miss["status"] for miss in attempt["misses"]} == {"first"}
+    launch(here, "none", "cache.location=cache-warm")
+    warm = here.launch("job.yaml", *options)
+    assert warm.exit_code == 0, warm.shown
+    assert warm.report["attempts"][0]["misses"] == []
+
+
+def test_cache_warm_stores_a_fresh_and_a_restored_start_and_ends_with_0(here: Site) -> None:
+    here.write("long.py", LONG)
+    options = ("script=long.py", "cache.location=cache-filled")
+    filled = here.run(
+        "cache", "warm", "job.yaml", "--address", here.address, *options, "--json", timeout_s=180
+    )
+    assert filled.exit_code == 0, filled.shown
+    assert [a["outcome"] for a in filled.report["attempts"]] == ["done", "done"], filled.shown
+    assert "warm for a fresh start and for one that restores a checkpoint" in filled.stderr
+    ended = here.launch("job.yaml", *options, "require_warm=true", "args=[short]", "--json")
+    assert ended.exit_code == 0, ended.shown
+
+
+def test_cache_warm_of_a_cache_that_is_not_written_is_bad_usage(here: Site) -> None:
+    finished = here.run("cache", "warm", "job.yaml", "cache.mode=read-only")
+    assert finished.exit_code == 2
+    assert finished.stderr == (
+        "hotstart: cache.mode is read-only, so nothing would be stored; warm the cache with "
+        "cache.mode=read-write\n"
+    )

@@ -29,8 +29,8 @@ def play(plants: tuple[Plant, ...], folder: Path) -> Played:
     """One trial in a folder of its own; blocks for two starts of JAX."""
     name = "+".join(plant.name for plant in plants) or "control"
     location = folder / "cache"
-    _start(location, ())
-    return judge(name, plants, location, _start(location, plants))
+    start(location, ())
+    return judge(name, plants, location, start(location, plants))
 
 
 def judge(name: str, plants: tuple[Plant, ...], location: Path, told: list[list[str]]) -> Played:
@@ -67,7 +67,8 @@ def explain(key: str, location: str) -> dict[str, list[dict[str, str]]]:
     return explained
 
 
-def _start(location: Path, plants: tuple[Plant, ...]) -> list[list[str]]:
+def start(location: Path, plants: tuple[Plant, ...]) -> list[list[str]]:
+    """One start with these causes: key and outcome of each request for the program."""
     environ = {**os.environ, **BASE_ENVIRON, "JAX_PLATFORMS": "cpu"}
     environ |= {"PYTHONPATH": _python_path(), "HOTSTART_HOME": str(location.parent / "home")}
     for name in ("JAX_COMPILATION_CACHE_DIR", "LIBTPU_INIT_ARGS"):

@@ -27,9 +27,9 @@ class Recording:
     def probe(self, key):
         self.note("probe", key)
         return self.cache.probe(key)
-    def put(self, key, payload, meta, replaces=None, pack=None):
+    def put(self, key, payload, meta, replaces=None, pack=None, parts=None):
         self.note("put replacing" if replaces else "put", key)
-        self.cache.put(key, payload, meta, replaces, pack)
+        self.cache.put(key, payload, meta, replaces, pack, parts)
         return self.puts_are_superseded
     def failed(self, key, entry):
         self.note("failed", key)

@@ -13,8 +13,8 @@ pytestmark = pytest.mark.unit
 
 TOP = (
     "name, entrypoint, script, args, resume, workers, workers_per_host, resources_per_worker, "
-    "placement, platform, jax_distributed, working_dir, cache, run_dir, restarts, env, secret_env, "
-    "cost_per_worker_hour, timeouts"
+    "placement, platform, jax_distributed, working_dir, cache, require_warm, run_dir, restarts, "
+    "env, secret_env, cost_per_worker_hour, timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
@@ -56,6 +56,15 @@ BELOW_SCRIPT = {
     "dotted_key": (
         "cache.location: /x",
         "2: unknown key 'cache.location'; nest it: cache: {location: ...}",
+    ),
+    "require_warm_without_a_cache": (
+        "require_warm: true\ncache: {mode: 'off'}",
+        "2: require_warm: needs a cache, and cache.mode is off; leave one of them out",
+    ),
+    "require_warm_where_not_all_is_stored": (
+        "require_warm: true\ncache: {min_compile_time_s: 1.5}",
+        "2: require_warm: needs every program in the cache, and cache.min_compile_time_s=1.5 "
+        "keeps some out of it; set that to 0",
     ),
     "whole_number": ("workers: two", "2: workers: expected a whole number, got 'two'"),
     "fraction": ("workers: 1.5", "2: workers: expected a whole number, got '1.5'"),

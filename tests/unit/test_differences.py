@@ -1,0 +1,243 @@
+"""What is named as a cause, and what only follows; the real programs are in tests/explain."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hotstart.cache.description import COMPONENTS, Description, from_text, to_text
+from hotstart.cache.differences import compare
+from hotstart.cache.explain import Known, nearest
+from hotstart.cache.program_text import read_program
+
+pytestmark = pytest.mark.unit
+
+MESH = '  sdy.mesh @mesh = <["d"=2]>\n'
+BODY = """    %0 = stablehlo.tanh %arg0 : {type}
+    %1 = stablehlo.constant dense<2.500000e+00> : tensor<f32>
+"""
+
+
+def text(
+    first: str = "tensor<8x4xf32>",
+    attributes: str = "",
+    result: str = "tensor<8x4xf32>",
+    body: str = BODY,
+    mesh: str = "",
+) -> str:
+    arguments = f"%arg0: {first}{attributes}, %arg1: tensor<4xf32>"
+    return (
+        f"module @jit_f {{\n{mesh}  func.func public @main({arguments}) -> ({result}) {{\n"
+        f"{body.format(type=first)}    return %0 : {result}\n  }}\n}}\n"
+    )
+
+
+def described(program: str | None = None, **parts: Any) -> Description:
+    """With digests that differ where the parts do."""
+    program = program if program is not None else text()
+    made = Description(
+        complete=True,
+        versions={"jax": "0.10.2", "jaxlib": "0.10.2", "backend": "cpu", "backend version": "cpu"},
+        devices={"platform": "cpu", "count": "2", "kinds": "2 x cpu", "all": "2", "share": "2"},
+        options={"num_partitions": "2", "build.num_partitions": "2"},
+        compression="zstandard",
+        program=read_program(program, ["w", "b"]),
+    )
+    made = replace(made, **parts)
+    values: tuple[Any, ...] = (
+        program,
+        made.versions["jaxlib"],
+        made.versions["backend version"],
+        made.flags,
+        made.options,
+        made.devices,
+        made.compression,
+        made.hook,
+    )
+    digests = [hashlib.sha256(repr(value).encode()).hexdigest() for value in values]
+    return replace(made, digests=dict(zip(COMPONENTS, digests, strict=True)))
+
+
+def named(before: Description, after: Description) -> list[tuple[str, str]]:
+    return [(cause.kind, cause.text) for cause in compare(before, after).causes]
+
+
+def test_compare_equal_keys_names_nothing() -> None:
+    found = compare(described(), described())
+    assert (found.components, found.causes, found.follows) == ((), (), ())
+
+
+def test_compare_flags_names_each_with_both_values_and_where_it_is_set() -> None:
+    before = described(flags={"XLA_FLAGS": ["--xla_a=1", "--xla_b"]})
+    after = described(flags={"XLA_FLAGS": ["--xla_a=2"], "LIBTPU_INIT_ARGS": ["--xla_c=x"]})
+    assert named(before, after) == [
+        ("flag", "XLA_FLAGS: --xla_a is 2 and was 1"),
+        ("flag", "XLA_FLAGS: --xla_b is not set and was on"),
+        ("flag", "LIBTPU_INIT_ARGS: --xla_c is x and was not set"),
+    ]
+
+
+def test_compare_flag_that_shows_in_the_options_is_one_cause() -> None:
+    after = described(
+        flags={"XLA_FLAGS": ["--xla_a=2"]},
+        options={**described().options, "debug.xla_a": "2", "build.x": "1"},
+    )
+    found = compare(described(), after)
+    assert [(c.kind, c.subject) for c in found.causes] == [
+        ("flag", "--xla_a"),
+        ("compile_option", "build.x"),
+    ]
+    assert [c.subject for c in found.follows] == ["debug.xla_a"]
+
+
+def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> None:
+    sharded = ' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}'
+    before = described(text(attributes=sharded, mesh=MESH))
+    after = described(
+        text(attributes=sharded, mesh=MESH.replace("=2", "=4")),
+        devices={**before.devices, "count": "4", "kinds": "4 x cpu", "all": "4", "share": "4"},
+        options={"num_partitions": "4", "build.num_partitions": "4"},
+    )
+    assert named(before, after) == [("devices", "the number of devices is 4 and was 2")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "says"),
+    [
+        (
+            text(first="tensor<8x4xbf16>"),
+            "dtype",
+            "the dtype of argument 0 (w) is bf16 and was f32",
+        ),
+        (
+            text(first="tensor<16x4xf32>", result="tensor<16x4xf32>"),
+            "shape",
+            "the shape of argument 0 (w) is [16,4] and was [8,4]",
+        ),
+        (
+            text(attributes=" {tf.aliasing_output = 0 : i32}"),
+            "donation",
+            "argument 0 (w) is donated and was not",
+        ),
+        (
+            text(attributes=' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}', mesh=MESH),
+            "sharding",
+            'the sharding of argument 0 (w) is <@mesh, [{"d"}, {}]> with ["d"=2] and was none '
+            "(uncommitted)",
+        ),
+        (
+            text(attributes=" {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}", mesh=MESH),
+            "committed",
+            'argument 0 (w) is committed (<@mesh, [{}, {}]> with ["d"=2]) and was uncommitted: '
+            "restored arrays are committed, those of a fresh start often are not",
+        ),
+        (
+            text(result="tensor<9x4xf32>"),
+            "shape",
+            "the shape of result 0 is [9,4] and was [8,4]",
+        ),
+        (
+            text(body=BODY.replace("tanh", "sine")),
+            "code",
+            "operations are new: `sine % : tensor<8x4xf32>`; operations are gone: "
+            "`tanh % : tensor<8x4xf32>`",
+        ),
+    ],
+)
+def test_compare_programs_names_the_change_alone(changed: str, kind: str, says: str) -> None:
+    assert named(described(), described(changed)) == [(kind, says)]
+
+
+@pytest.mark.parametrize(
+    ("body", "kinds"),
+    [
+        (BODY, {"dtype"}),
+        (BODY + "    %2 = stablehlo.convert %0 : (tensor<f32>) -> tensor<bf16>\n", {"dtype"}),
+        (BODY.replace("2.500000e+00", "2.501000e+00"), {"dtype"}),
+        (BODY.replace("2.500000e+00", "3.500000e+00"), {"dtype", "code"}),
+        (BODY.replace("tanh", "sine"), {"dtype", "code"}),
+    ],
+)
+def test_compare_other_dtype_names_code_only_for_what_no_dtype_changes(
+    body: str, kinds: set[str]
+) -> None:
+    after = described(text(first="tensor<8x4xbf16>", body=body))
+    assert {kind for kind, _ in named(described(), after)} == kinds
+
+
+@pytest.mark.parametrize(
+    ("value", "kinds"), [("6.400000e+01", {"shape"}), ("7.700000e+01", {"shape", "code"})]
+)
+def test_compare_other_shape_takes_a_constant_made_of_it_for_what_follows(
+    value: str, kinds: set[str]
+) -> None:
+    before = described(text(body=BODY.replace("2.500000e+00", "3.200000e+01")))
+    after = described(
+        text(
+            first="tensor<16x4xf32>",
+            result="tensor<16x4xf32>",
+            body=BODY.replace("2.500000e+00", value),
+        )
+    )
+    if value.startswith("7"):
+        before = described(text(body=BODY.replace("2.500000e+00", "3.300000e+02")))
+    assert {kind for kind, _ in named(before, after)} == kinds
+
+
+def test_compare_donation_that_lost_its_result_follows_from_the_dtype() -> None:
+    before = described(text(attributes=" {tf.aliasing_output = 0 : i32}"))
+    after = described(text(first="tensor<8x4xbf16>"))
+    found = compare(before, after)
+    assert [c.kind for c in found.causes] == ["dtype"]
+    assert "donation" in [c.kind for c in found.follows]
+
+
+def test_compare_component_that_differs_and_reads_the_same_is_unknown() -> None:
+    after = described()
+    after = replace(after, digests={**after.digests, "compile options": "other"})
+    assert named(described(), after) == [
+        ("unknown", "compile options differs, in what can't be read from what was recorded")
+    ]
+
+
+def test_description_survives_its_text_and_garbage_does_not() -> None:
+    made = described(flags={"XLA_FLAGS": ["--xla_a"]})
+    assert from_text(to_text(made)) == made
+    for garbage in ("", "x", "eJw=", to_text(made)[:-9], "A" * 30_000):
+        assert from_text(garbage) is None
+
+
+def test_description_too_large_leaves_out_its_operations_first() -> None:
+    rng = random.Random(1)
+    lines = "".join(
+        f"    %{i} = stablehlo.custom_call @f{rng.getrandbits(400):x}(%arg0)\n" for i in range(400)
+    )
+    short = from_text(to_text(described(text(body=lines))))
+    assert short is not None
+    assert short.program is not None
+    assert short.program.lines is None
+    assert len(short.program.arguments) == 2
+    assert short.program.operations["stablehlo.custom_call"] == 400
+
+
+def test_nearest_takes_fewest_components_then_fewest_things_then_the_latest() -> None:
+    target = described(flags={"XLA_FLAGS": ["--xla_a"]})
+    two_components = described(text(first="tensor<8x4xbf16>"))
+    one_component, later = described(), described()
+    known = [
+        Known("k1", 1.0, "one", one_component),
+        Known("k2", 2.0, "two", later),
+        Known("k3", 3.0, "three", two_components),
+        Known("k4", 4.0, "four", None),
+    ]
+    found = nearest(target, known)
+    assert found is not None
+    assert (found.known.key, found.considered) == ("k2", 3)
+    beside = nearest(target, known, beside={"k2"})
+    assert beside is not None
+    assert beside.known.key == "k1"
+    assert nearest(target, known[3:]) is None
