@@ -90,8 +90,8 @@ def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: boo
     import dataclasses
 
     from hotstart.conf.load import load_job
-    from hotstart.launcher.cli import _check_cluster, _follow
     from hotstart.launcher.errors import UsageError
+    from hotstart.launcher.foreground import check_cluster, follow
     from hotstart.launcher.launch import new_run
 
     loaded = load_job(job, overrides)
@@ -101,5 +101,5 @@ def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: boo
             "cache with cache.mode=read-write"
         )
     config = dataclasses.replace(loaded.config, require_warm=False)
-    _check_cluster(address, config)
-    _follow(new_run(dataclasses.replace(loaded, config=config), only_warm=True), address, as_json)
+    check_cluster(address, config)
+    follow(new_run(dataclasses.replace(loaded, config=config), only_warm=True), address, as_json)
