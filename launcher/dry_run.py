@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hotstart.cache.keys import compile_once_flags
-from hotstart.conf.load import LoadedJob, job_to_yaml
+from hotstart.conf.load import LoadedJob, job_to_tree, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.environ import STALE_ENVIRON, added_environ
 from hotstart.launcher.launch import worker_environ
@@ -17,7 +17,7 @@ from hotstart.launcher.placement import describe, place
 def plan_as_json(job: LoadedJob) -> dict[str, Any]:
     """The plan as what `--dry-run --json` prints; what only a run knows is in angle brackets."""
     return {
-        "job": dataclasses.asdict(job.config),
+        "job": job_to_tree(job.config),
         "origins": job.origins,
         "environ": _environ(job.config),
         "environ_removed": _removed(job.config),
