@@ -21,6 +21,7 @@ from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
 from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, decide
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
 
@@ -52,7 +53,7 @@ class AttemptLoop:
         settings: LoopSettings,
         record: RunRecord,
         place: Callable[[int], Gang | None],
-        plan: Callable[[int, str], AttemptPlan],
+        plan: Callable[[int, str, GangSize], AttemptPlan],
         watcher: Watcher,
         is_interrupted: Callable[[], bool],
         *,
@@ -62,7 +63,8 @@ class AttemptLoop:
         rng: random.Random | None = None,
     ) -> None:
         """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
-        makes an attempt's plan from its number and its coordinator's address. `ahead` is None
+        makes an attempt's plan from its number, its coordinator's address and the gang's size.
+        `ahead` is None
         where nothing is to be made ready ahead of time."""
         self._settings = settings
         self._record = record
@@ -132,10 +134,12 @@ class AttemptLoop:
         if ready is None:
             return None
         gang, coordinator = ready
-        plan = self._plan(number, coordinator)
+        plan = self._plan(number, coordinator, gang.size)
         info = {
             "started_at_s": time.time(),
             "process_count": plan.process_count,
+            "host_count": gang.size.host_count,
+            "workers": {"min": gang.size.least, "max": gang.size.most},
             "cache": dict(self._settings.cache_facts),
             "versions": dict(self._settings.versions),
         }
@@ -169,7 +173,7 @@ class AttemptLoop:
         of several gangs in a row are lost before they could be used.
         """
         for _ in range(_PLACINGS):
-            if self._gang is not None and self._gang.lost:
+            if self._gang is not None and (self._gang.lost or self._gang.could_grow()):
                 self._drop_gang()
             if self._gang is None and not self._is_interrupted():
                 self._gang = self._place(number)

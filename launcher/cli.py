@@ -223,7 +223,7 @@ def _check_cluster(address: str | None, config: JobConfig) -> None:
     from hotstart.launcher.placement import place
 
     check_address(address)
-    check_hosts(address, place(config), spread=config.placement == "spread")
+    check_hosts(address, place(config, config.least_workers), spread=config.placement == "spread")
 
 
 def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:

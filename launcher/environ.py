@@ -27,7 +27,7 @@ def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]
         attempt.run,
         str(attempt.attempt),
         str(plan.process_index),
-        attempt.process_count,
+        str(attempt.process_count),
         attempt.environ,
     )
     once = attempt.cache is not None and attempt.cache.compile == "once"
@@ -38,7 +38,7 @@ def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]
 
 
 def added_environ(
-    run: str, attempt: str, process_index: str, process_count: int, job: Mapping[str, str]
+    run: str, attempt: str, process_index: str, process_count: str, job: Mapping[str, str]
 ) -> dict[str, str]:
     """What a worker gets on top of its host's environment; `job`, the job's own, wins."""
     return {
@@ -46,7 +46,7 @@ def added_environ(
         "HOTSTART_RUN": run,
         "HOTSTART_ATTEMPT": attempt,
         "HOTSTART_PROCESS_INDEX": process_index,
-        "HOTSTART_PROCESS_COUNT": str(process_count),
+        "HOTSTART_PROCESS_COUNT": process_count,
         **job,
     }
 

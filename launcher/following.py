@@ -21,6 +21,7 @@ from hotstart.launcher.outcome import (
     WorkerExit,
     classify,
 )
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.watchdog import GangWatch, Stillness
@@ -35,6 +36,9 @@ class Gang(Protocol):
 
     lost: list[AgentLost]
 
+    @property
+    def size(self) -> GangSize: ...
+    def could_grow(self) -> bool: ...
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...

@@ -18,9 +18,10 @@ from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
 from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
 from hotstart.launcher.outcome import AgentLost
-from hotstart.launcher.placement import HostShare
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.ray_agent import cause_of, create_agent
+from hotstart.launcher.reservation import Reservation
 from hotstart.launcher.workers import Event
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,18 @@ _SILENCE_S = 60.0  # an agent that lives answers a poll within 10 s
 class Gang(AheadCalls):
     """Agents on their hosts. Made by `place_gang`; every method blocks."""
 
-    def __init__(self, shares: Sequence[HostShare], group: Any) -> None:
+    def __init__(
+        self,
+        reservation: Reservation,
+        size: GangSize,
+        room_beside: Callable[[Sequence[str]], int],
+    ) -> None:
+        """`room_beside` tells for how many workers there is room beside a gang on these nodes."""
         super().__init__()
-        self._shares = shares
-        self._group = group
+        self.size = size
+        self._shares = reservation.shares
+        self._reservation = reservation
+        self._room_beside = room_beside
         self._infos: list[HostInfo] = []
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
@@ -50,11 +59,12 @@ class Gang(AheadCalls):
         """Create the agents; returns when all have answered, False if interrupted meanwhile.
 
         They start the workers of the `first` attempt, which wait for their plans.
-        Raises `HostFailed`.
+        Raises `HostFailed`, and `HostLost` where a node has gone meanwhile.
         """
         import ray
 
-        self._agents += [create_agent(share, self._group) for share in self._shares]
+        self._agents += [create_agent(share, self._reservation.group) for share in self._shares]
+        node_ids = self._reservation.node_ids()
         refs = [agent.describe.remote() for agent in self._agents]
         for agent, share in zip(self._agents, self._shares, strict=True):
             agent.prepare.remote(first, share.processes)  # what fails here fails again in `start`
@@ -64,6 +74,7 @@ class Gang(AheadCalls):
             if is_interrupted():
                 return False
             if time.monotonic() > deadline:
+                _raise_if_lost(node_ids)
                 raise HostFailed(
                     f"{len(waiting)} of {len(refs)} agents did not start within {_AGENTS_S:.0f} s; "
                     "see Ray's logs on its hosts"
@@ -72,11 +83,19 @@ class Gang(AheadCalls):
         try:
             answers = ray.get(refs)
         except ray.exceptions.RayError as error:
+            _raise_if_lost(node_ids)
             raise HostFailed(f"an agent did not start: {cause_of(error)}") from error
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
         return True
+
+    def could_grow(self) -> bool:
+        """Whether the cluster has room for a larger gang that the job would take."""
+        size = self.size
+        if size.process_count >= size.most or self.lost:
+            return False
+        return self._room_beside(self._node_ids) > 0
 
     @property
     def hosts(self) -> list[HostInfo]:
@@ -251,8 +270,7 @@ class Gang(AheadCalls):
         for agent in self._agents:
             with contextlib.suppress(Exception):
                 ray.kill(agent)
-        with contextlib.suppress(Exception):
-            ray.util.remove_placement_group(self._group)
+        self._reservation.release()
 
     def _call_all(
         self,
@@ -315,6 +333,18 @@ class Gang(AheadCalls):
                     at_s=time.monotonic() - self._started_at,
                 )
             )
+
+
+class HostLost(HostFailed):
+    """A node went away before the gang on it had started."""
+
+
+def _raise_if_lost(node_ids: Sequence[str]) -> None:
+    gone = [node_id for node_id in node_ids if not _is_node_alive(node_id)]
+    if gone:
+        raise HostLost(
+            f"{len(gone)} of {len(node_ids)} hosts went away before the gang had started"
+        )
 
 
 def _is_node_alive(node_id: str) -> bool:

@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
-from hotstart.launcher.placement import HostShare, place, total
+from hotstart.launcher.placement import GangSize, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.runs import new_run_name, open_runs
@@ -90,7 +90,7 @@ class Run:
         from hotstart.launcher import cluster
 
         config = self.config
-        shares = place(config)
+        shares = place(config, config.least_workers)
         settings = LoopSettings(
             budgets=Budgets(config.restarts.failures, config.restarts.preemptions),
             backoff_s=config.restarts.backoff_s,
@@ -112,7 +112,7 @@ class Run:
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda attempt: self._place(shares, attempt, tell, cold),
+                    lambda attempt: self._place(attempt, tell, cold),
                     self._plan,
                     watcher,
                     self._interrupted.is_set,
@@ -136,21 +136,13 @@ class Run:
             self._finish(decision)
         return decision
 
-    def _place(
-        self, shares: Sequence[HostShare], attempt: int, tell: Any, cold: ColdStart
-    ) -> Gang | None:
-        from hotstart.launcher.place_gang import place_gang
+    def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
+        from hotstart.launcher.place_gang import Wishes, place_gang
 
         config = self.config
         cold.settle(_COLD_S)
-        gang = place_gang(
-            shares,
-            self._plan(attempt, ""),
-            spread=config.placement == "spread",
-            timeout_s=config.timeouts.placement_s,
-            is_interrupted=self._interrupted.is_set,
-            tell=tell,
-        )
+        wishes = Wishes(config, config.timeouts.placement_s, self._interrupted.is_set, tell)
+        gang = place_gang(wishes, lambda size: self._plan(attempt, "", size))
         if gang is None:
             return None
         cache = cache_config_of(config)
@@ -174,10 +166,9 @@ class Run:
         submitted = bool(self._launched_from.get("submission"))
         folder = str(Path(self._launched_from.get("job_file", "")).parent) if submitted else None
         settings = AheadSettings(
-            fingerprint=fingerprint(self.config, folder),
+            fingerprint=lambda workers: fingerprint(self.config, folder, workers),
             cache=cache,
             platform=self.config.platform,
-            process_count=self.config.workers,
             read_ahead=self.config.cache.read_ahead,
         )
         if not self._is_new:
@@ -185,7 +176,10 @@ class Run:
         elif not _is_bucket(cache.location):
             cold.look(
                 lambda: before_in_directory(
-                    cache.location, settings.fingerprint, self._keyring, key_versions()
+                    cache.location,
+                    settings.fingerprint(self.config.workers),
+                    self._keyring,
+                    key_versions(),
                 )
             )
         versions = installed_versions(self.config.platform)
@@ -199,18 +193,20 @@ class Run:
         except StoreError as error:
             logger.warning("the end of run %s is not in its record: %s", self.name, error)
 
-    def _plan(self, attempt: int, coordinator: str) -> AttemptPlan:
-        config = self.config
+    def _plan(self, attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
+        config, workers = self.config, size.process_count
         return AttemptPlan(
             run=self.name,
             attempt=attempt,
-            process_count=config.workers,
+            process_count=workers,
             coordinator=coordinator,
             initialize=config.jax_distributed == "launcher",
             distributed_timeout_s=config.timeouts.distributed_s,
             program=program_of(config, self._launched_from.get("folder", "")),
             cache=cache_config_of(config),
-            environ=worker_environ(config, self.record.checkpoint_location, coordinator),
+            environ=worker_environ(
+                config, self.record.checkpoint_location, coordinator, str(workers)
+            ),
             log_location=self.record.log_location,
             standby=config.restarts.standby,
             platform=config.platform,
@@ -286,7 +282,9 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
     )
 
 
-def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dict[str, str]:
+def worker_environ(
+    config: JobConfig, checkpoints: str, coordinator: str, workers: str
+) -> dict[str, str]:
     """What each worker gets on top of its host's environment; the job's own `env` wins.
 
     `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
@@ -299,7 +297,7 @@ def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dic
         environ["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     if config.jax_distributed == "script":
         environ["JAX_COORDINATOR_ADDRESS"] = coordinator
-        environ["JAX_NUM_PROCESSES"] = str(config.workers)
+        environ["JAX_NUM_PROCESSES"] = workers
     return environ | dict(config.env)
 
 

@@ -21,6 +21,7 @@ from hotstart.launcher.outcome import (
     Restart,
     WorkerExit,
 )
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
@@ -66,6 +67,8 @@ class FakeGang:
 
     def __init__(self, scripts: dict[int, Script], calls: list[Any], name: str) -> None:
         self.lost: list[AgentLost] = []
+        self.size = GangSize(COUNT, 1, COUNT, COUNT)
+        self.grows = False
         self._scripts = scripts
         self._calls = calls
         self._name = name
@@ -84,6 +87,9 @@ class FakeGang:
     def asked(self) -> Answers:
         asked = self._scripts[self._attempt].asked
         return lambda: asked
+
+    def could_grow(self) -> bool:
+        return self.grows
 
     def fresh_coordinator(self) -> str | None:
         return None if self.lost else "host:1234"
@@ -221,7 +227,7 @@ class Bench:
         return FakeGang(self.scripts, self.calls, f"gang {self.placed}")
 
 
-def plan(attempt: int, coordinator: str) -> AttemptPlan:
+def plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
     program = Program("train.py", None, (), (), "/")
     return AttemptPlan("run", attempt, COUNT, coordinator, True, 300.0, program, None)
 
@@ -508,9 +514,9 @@ def said(stage: str, *values: str) -> list[WorkerFacts]:
     return [WorkerFacts(i, "host", stage, {"jaxlib": value}) for i, value in enumerate(values)]
 
 
-def strict_plan(attempt: int, coordinator: str) -> AttemptPlan:
+def strict_plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
     cache = CacheConfig("/cache", strict=True)
-    return replace(plan(attempt, coordinator), cache=cache)
+    return replace(plan(attempt, coordinator, size), cache=cache)
 
 
 DIFFERS = "jaxlib differs: 1 on process 0, 2 on process 1"
@@ -544,8 +550,8 @@ def test_loop_workers_that_agree_in_strict_mode_are_let_on_once_all_have_said_al
     assert bench.told.lines == ["attempt 1"]
 
 
-def limited_plan(attempt: int, coordinator: str) -> AttemptPlan:
-    return replace(plan(attempt, coordinator), limits=StillLimits(step_s=60.0))
+def limited_plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
+    return replace(plan(attempt, coordinator, size), limits=StillLimits(step_s=60.0))
 
 
 def still(index: int, step: int) -> Stillness:

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.unit
 
 TOP = (
     "name, entrypoint, script, args, workers, workers_per_host, resources_per_worker, labels, "
-    "placement, platform, tpu, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
+    "placement, platform, tpu, jax_distributed, working_dir, cache, run_dir, restarts, env, "
+    "timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "

@@ -80,5 +80,5 @@ def test_dry_run_shows_the_flags_that_workers_get(job: JobConfig, expected: str 
 
 
 def test_worker_environ_holds_no_flags_of_its_own() -> None:
-    environ = worker_environ(JobConfig(platform="gpu"), "/checkpoints", "host:1")
+    environ = worker_environ(JobConfig(platform="gpu"), "/checkpoints", "host:1", "1")
     assert environ == {"JAX_PLATFORMS": "cuda", "HOTSTART_CHECKPOINT_DIR": "/checkpoints"}

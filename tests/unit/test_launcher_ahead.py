@@ -14,6 +14,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import Versions
 from hotstart.launcher.manifest import Manifest, ManifestEntry
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 
 pytestmark = pytest.mark.unit
@@ -49,6 +50,7 @@ class FakeGang:
 
     def __init__(self, stored: bytes | None = None) -> None:
         self.stored = stored
+        self.size = GangSize(1, 1, 1, 1)
         self.sent: list[tuple[int, Manifest]] = []
         self.saved: list[Manifest] = []
         self.looked = 0
@@ -75,7 +77,7 @@ def record(store):
 
 
 def ahead_of(record, *, is_new: bool = True, mode: Any = "read-write", **fields: Any) -> Ahead:
-    settings = AheadSettings(JOB, CacheConfig("/cache", mode=mode), "cpu", 1, **fields)
+    settings = AheadSettings(lambda _: JOB, CacheConfig("/cache", mode=mode), "cpu", **fields)
     return Ahead(settings, record, VERSIONS, is_new=is_new)
 
 
