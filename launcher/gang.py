@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
@@ -242,6 +243,7 @@ class Gang(AheadCalls):
     def finish(self) -> dict[int, dict[str, Any]]:
         """The reports of all workers of the attempt, by process index.
 
+        By now Ray knows of a node that went away, whose agent may have been missed before that.
         `events` may still have something of the attempt, until `drained`.
         """
         reports: dict[int, dict[str, Any]] = {}
@@ -251,6 +253,10 @@ class Gang(AheadCalls):
         for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
+        self.lost = [
+            replace(lost, node_alive=lost.node_alive and self._is_on_node(lost.host_index))
+            for lost in self.lost
+        ]
         return reports
 
     def drained(self) -> bool:
@@ -318,6 +324,9 @@ class Gang(AheadCalls):
                 del self._polls[ref]
                 self._lose(index, None)
 
+    def _is_on_node(self, index: int) -> bool:
+        return _is_node_alive(self._node_ids[index])
+
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)
 
@@ -328,7 +337,7 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=_is_node_alive(self._node_ids[index]),
+                    node_alive=self._is_on_node(index),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )

@@ -147,7 +147,8 @@ def _lacking(config: JobConfig, hosts: Sequence[Host], bundle: Mapping[str, floa
     unknown = sorted(name for name in bundle if not any(name in host.total for host in suitable))
     why = []
     if len(suitable) < len(hosts):
-        why.append(f"{len(hosts) - len(suitable)} of the hosts are labeled otherwise")
+        count = len(hosts) - len(suitable)
+        why.append(f"{count} of the hosts {'is' if count == 1 else 'are'} labeled otherwise")
     if suitable and unknown:
         why.append(f"none of them has {', '.join(unknown)}")
     elif suitable and not large:
