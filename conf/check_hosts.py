@@ -28,6 +28,9 @@ def check_hosts(config: JobConfig, origins: Mapping[tuple[str, ...], Origin]) ->
     for count, what in ((workers, "workers, which is"), (least, "the min of workers,")):
         if per_host is not None and count is not None and count % per_host:
             raise error(("workers_per_host",), f"{per_host} does not divide {what} {count}")
+    if config.platform == "tpu" and (per_host or workers) != 1:
+        text = "a TPU's host takes one worker, with all of its chips: workers_per_host must be 1"
+        raise error(("workers_per_host",), text)
     for label, selector in config.labels.items():
         if not _LABEL.fullmatch(label):
             raise error(("labels", label), "not a name that a Ray label may have")
@@ -54,9 +57,6 @@ def _check_slices(config: JobConfig, error: Callable[[tuple[str, ...], str], Con
         raise error(("tpu", "topology"), text) from None
     if tpu.generation is None:
         raise error(("tpu", "topology"), "give tpu.generation too, such as v6e")
-    if config.workers_per_host != 1:
-        text = "a slice has one worker a host: workers_per_host must be 1"
-        raise error(("workers_per_host",), text)
     chips_a_host = config.resources_per_worker.get("TPU", 0)
     if chips_a_host < 1 or chips % chips_a_host:
         text = (

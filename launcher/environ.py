@@ -17,13 +17,28 @@ STALE_ENVIRON = (  # of an earlier launch, or of the host: another cache, anothe
     "JAX_LOCAL_DEVICE_IDS",
     KEYS_VARIABLE,  # a secret: workers get it by their channel, and what they spawn does not
 )
-_OF_AN_ATTEMPT = ("HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR_ADDRESS")
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+_SLICES = (
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "MEGASCALE_PORT",
+    "MEGASCALE_NUM_SLICES",
+    "MEGASCALE_SLICE_ID",
+)
+_OF_AN_ATTEMPT = (*_SLICES, "HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR_ADDRESS")
 
 
 def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]:
     """All that a worker's process starts with on a host with the environment `host`."""
     attempt = plan.attempt
-    environ = {k: v for k, v in host.items() if k not in STALE_ENVIRON} | added_environ(
+    stale = {*STALE_ENVIRON, *(_SLICES if attempt.workers_per_slice else ())}
+    environ = {k: v for k, v in host.items() if k not in stale}
+    if attempt.platform == "gpu" and environ.get(VISIBLE_GPUS):
+        environ[VISIBLE_GPUS] = share_of(environ[VISIBLE_GPUS], plan.local_index, plan.local_count)
+    if attempt.workers_per_slice:
+        count = attempt.process_count // attempt.workers_per_slice
+        mine = plan.process_index // attempt.workers_per_slice
+        environ |= slice_environ(attempt.coordinator, count, mine)
+    environ |= added_environ(
         attempt.run,
         str(attempt.attempt),
         str(plan.process_index),
@@ -35,6 +50,33 @@ def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]
         # Here, where both the host's and the job's flags are known.
         environ["XLA_FLAGS"] = compile_once_flags(environ.get("XLA_FLAGS", ""))
     return environ
+
+
+def share_of(devices: str, local_index: int, local_count: int) -> str:
+    """One worker's devices of those that its host's agent holds, as `CUDA_VISIBLE_DEVICES`.
+
+    Numbers, UUIDs or MIG instances, in order, shared out evenly: no device has two owners, unless
+    there are fewer devices than workers.
+    """
+    ids = [device.strip() for device in devices.split(",") if device.strip()]
+    first = local_index * len(ids) // local_count
+    end = max(first + 1, (local_index + 1) * len(ids) // local_count)
+    return ",".join(ids[first:end])
+
+
+def slice_environ(coordinator: str, slice_count: int, slice_index: int) -> dict[str, str]:
+    """What libtpu is to know of the other slices; empty where there are none.
+
+    `coordinator` is `host:port` on the first host of the first slice, of which the host counts.
+    """
+    if slice_count < 2:
+        return {}
+    return {
+        "MEGASCALE_COORDINATOR_ADDRESS": coordinator.rpartition(":")[0],
+        "MEGASCALE_PORT": "8081",  # libtpu's own default, and Ray's
+        "MEGASCALE_NUM_SLICES": str(slice_count),
+        "MEGASCALE_SLICE_ID": str(slice_index),
+    }
 
 
 def added_environ(

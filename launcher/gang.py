@@ -64,8 +64,12 @@ class Gang(AheadCalls):
         """
         import ray
 
-        self._agents += [create_agent(share, self._reservation.group) for share in self._shares]
-        node_ids = self._reservation.node_ids()
+        reservation = self._reservation
+        self._agents += [
+            create_agent(share, reservation.group, reservation.bundle_index(share.host_index))
+            for share in self._shares
+        ]
+        node_ids = reservation.node_ids()
         refs = [agent.describe.remote() for agent in self._agents]
         for agent, share in zip(self._agents, self._shares, strict=True):
             agent.prepare.remote(first, share.processes)  # what fails here fails again in `start`
@@ -253,6 +257,9 @@ class Gang(AheadCalls):
         for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
+        for index in range(len(self._agents)):
+            if not self._is_on_node(index):
+                self._lose(index, None)
         self.lost = [
             replace(lost, node_alive=lost.node_alive and self._is_on_node(lost.host_index))
             for lost in self.lost

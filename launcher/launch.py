@@ -34,7 +34,7 @@ from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
-from hotstart.launcher.placement import GangSize, place, total
+from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.runs import new_run_name, open_runs
@@ -212,6 +212,7 @@ class Run:
             platform=config.platform,
             load_ahead=config.cache.read_ahead and config.cache.load_ahead,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
+            workers_per_slice=hosts_per_slice(config) if config.tpu.topology is not None else 0,
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ class AttemptPlan:
         asked for.
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
+    workers_per_slice: of a TPU; 0 where hosts are not taken by slices.
     limits: how long workers may make no progress; see `watchdog.py`.
     """
 
@@ -52,16 +53,21 @@ class AttemptPlan:
     standby: bool = False
     platform: str = "cpu"
     limits: StillLimits = StillLimits()
+    workers_per_slice: int = 0
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """One worker's part; `decided_at` is the host's monotonic time of the attempt's decision."""
+    """One worker's part; `decided_at` is the host's monotonic time of the attempt's decision.
+
+    local_index, local_count: which of its host's workers it is, and how many those are.
+    """
 
     process_index: int
     local_index: int
     decided_at: float
     attempt: AttemptPlan
+    local_count: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -21,6 +21,10 @@ class Reservation:
         """Whether Ray has granted it by then."""
         return bool(self.group.wait(timeout_s))
 
+    def bundle_index(self, host_index: int) -> int:
+        """Which of the group's bundles is a host's."""
+        return host_index
+
     def node_ids(self) -> list[str]:
         """Ray's ids of the nodes that the bundles are on, by host index."""
         import ray
@@ -41,6 +45,10 @@ def reserve(config: JobConfig, shares: Sequence[HostShare]) -> Reservation:
     """Ask Ray for a gang's hosts; returns at once."""
     import ray
 
+    if config.tpu.topology is not None:
+        from hotstart.launcher.slices import SliceReservation
+
+        return SliceReservation(config, shares)
     group = ray.util.placement_group(
         [share.bundle for share in shares],
         strategy="STRICT_SPREAD" if config.placement == "spread" else "PACK",

@@ -158,7 +158,8 @@ MISTAKES = {
     ),
     "workers of a host": (
         SLICES + "workers: 4\nworkers_per_host: 2",
-        "5: workers_per_host: a slice has one worker a host: workers_per_host must be 1",
+        "5: workers_per_host: a TPU's host takes one worker, with all of its chips: "
+        "workers_per_host must be 1",
     ),
 }
 
