@@ -603,3 +603,29 @@ def test_loop_worker_that_goes_on_is_no_hang() -> None:
     bench.plan = limited_plan
     assert bench.run().exit_code == ExitCode.DONE
     assert ("gang 1", "stacks") not in bench.calls
+
+
+def test_loop_places_anew_at_a_restart_where_the_gang_could_grow() -> None:
+    bench = Bench(KILLED, DONE)
+    gangs: list[FakeGang] = []
+    place = bench._place
+
+    def placed(attempt: int) -> FakeGang | None:
+        gang = place(attempt)
+        assert gang is not None
+        gang.size = GangSize(COUNT, len(gangs) + 1, 1, 4)
+        gang.grows = not gangs
+        gangs.append(gang)
+        return gang
+
+    bench._place = placed  # type: ignore[method-assign]
+    assert bench.run().exit_code == ExitCode.DONE
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    starts = [attempt.start for attempt in bench.record.attempts()]
+    assert [start["host_count"] for start in starts] == [1, 2]
+    assert [start["workers"] for start in starts] == [{"min": 1, "max": 4}] * 2
