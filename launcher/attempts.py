@@ -64,8 +64,7 @@ class AttemptLoop:
     ) -> None:
         """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
         makes an attempt's plan from its number, its coordinator's address and the gang's size.
-        `ahead` is None
-        where nothing is to be made ready ahead of time."""
+        `ahead` is None where nothing is to be made ready ahead of time."""
         self._settings = settings
         self._record = record
         self._place = place
@@ -166,7 +165,9 @@ class AttemptLoop:
             raise
 
     def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
-        """A gang whose agents all live, and its next coordinator; None if interrupted.
+        """A gang whose agents all live, as large as there is room for; its next coordinator.
+
+        None if interrupted.
 
         An agent lost between attempts is charged to no budget: no worker was running, so no work
         is lost, and the new placement has its own deadline. Raises `HostFailed` where the agents

@@ -224,7 +224,8 @@ def _check_cluster(address: str | None, config: JobConfig) -> None:
     from hotstart.launcher.placement import place
 
     check_address(address)
-    check_hosts(address, place(config, config.least_workers), spread=config.placement == "spread")
+    shares, spread = place(config, config.least_workers), config.placement == "spread"
+    check_hosts(address, shares, spread=spread, labels=config.labels)
 
 
 def _follow(run: Run, address: str | None, as_json: bool) -> NoReturn:

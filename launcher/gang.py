@@ -17,7 +17,7 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
+from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError, first_line
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
@@ -100,7 +100,11 @@ class Gang(AheadCalls):
         size = self.size
         if size.process_count >= size.most or self.lost:
             return False
-        return self._room_beside(self._node_ids) > 0
+        try:
+            return self._room_beside(self._node_ids) > 0
+        except Exception as error:  # Ray doesn't say: the gang that is there will do
+            logger.info("room beside the gang is not known: %s", first_line(error))
+            return False
 
     @property
     def hosts(self) -> list[HostInfo]:
@@ -257,11 +261,11 @@ class Gang(AheadCalls):
         for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
-        for index in range(len(self._agents)):
-            if not self._is_on_node(index):
-                self._lose(index, None)
+        gone = _gone_among(self._node_ids)
+        for index in gone:
+            self._lose(index, None)
         self.lost = [
-            replace(lost, node_alive=lost.node_alive and self._is_on_node(lost.host_index))
+            replace(lost, node_alive=False) if lost.host_index in gone else lost
             for lost in self.lost
         ]
         return reports
@@ -331,9 +335,6 @@ class Gang(AheadCalls):
                 del self._polls[ref]
                 self._lose(index, None)
 
-    def _is_on_node(self, index: int) -> bool:
-        return _is_node_alive(self._node_ids[index])
-
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)
 
@@ -344,7 +345,7 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=self._is_on_node(index),
+                    node_alive=_is_node_alive(self._node_ids[index]),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
@@ -356,11 +357,21 @@ class HostLost(HostFailed):
 
 
 def _raise_if_lost(node_ids: Sequence[str]) -> None:
-    gone = [node_id for node_id in node_ids if not _is_node_alive(node_id)]
+    gone = _gone_among(node_ids)
     if gone:
         raise HostLost(
             f"{len(gone)} of {len(node_ids)} hosts went away before the gang had started"
         )
+
+
+def _gone_among(node_ids: Sequence[str]) -> list[int]:
+    """The places in this list of the nodes that Ray has given up; none where it doesn't say."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        return [index for index, node_id in enumerate(node_ids) if node_id in dead]
+    return []
 
 
 def _is_node_alive(node_id: str) -> bool:

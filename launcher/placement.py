@@ -97,7 +97,12 @@ def workers_that_fit(config: JobConfig, hosts: Iterable[Host]) -> int:
 
 def is_suitable(config: JobConfig, labels: Mapping[str, str]) -> bool:
     """Whether a host's labels are as the job wants them."""
-    return all(_selects(selector, labels.get(name)) for name, selector in config.labels.items())
+    return selects(config.labels, labels)
+
+
+def selects(selectors: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether labels are as these selectors of Ray's want them."""
+    return all(_selects(selector, labels.get(name)) for name, selector in selectors.items())
 
 
 def total(shares: Iterable[HostShare]) -> dict[str, float]:

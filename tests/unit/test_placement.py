@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from hotstart.conf.schema import JobConfig, TpuSection
+from hotstart.launcher.cluster import check_hosts
+from hotstart.launcher.errors import UsageError
 from hotstart.launcher.placement import (
     SLICE_LABEL,
     Host,
@@ -171,3 +173,15 @@ def test_describe_need_names_what_is_lacking(
     config: JobConfig, hosts: list[Host], expected: str
 ) -> None:
     assert describe_need(config, hosts) == expected
+
+
+def test_ray_that_is_started_here_has_no_labels_of_a_users() -> None:
+    shares = place(JobConfig())
+    check_hosts("local", shares, spread=True, labels={"zone": "!a", "ray.io/x": "y"})
+    check_hosts("host:6379", shares, spread=True, labels={"zone": "a"})
+    with pytest.raises(UsageError) as caught:
+        check_hosts("local", shares, spread=True, labels={"zone": "a"})
+    assert str(caught.value) == (
+        "Ray is started here, on a host without labels; the job needs zone=a: use --address, or "
+        "leave labels out"
+    )
