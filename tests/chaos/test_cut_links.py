@@ -69,20 +69,23 @@ def test_link_cut_for_seconds_costs_no_attempt(three: OwnAddresses) -> None:
 
 
 @pytest.mark.parametrize("process", [1] if not LONG else [0, 1])
-def test_link_cut_for_good_the_next_attempt_takes_the_spare_host(process: int) -> None:
-    with own_addresses(3) as cluster, cluster.nodes.site() as here:
+def test_link_cut_for_good_the_next_attempt_takes_the_spare_host(
+    three: OwnAddresses, process: int
+) -> None:
+    with three.nodes.site() as here:
         launched = started(here)
         wait_for(launched, 1, attempt=1, workers=2)
         lost = hosts_of(launched, 1)[process]
         cut_at = time.monotonic()
-        cluster.cut(lost)
+        three.cut(lost)
         wait_for(launched, 1, attempt=2, workers=2)
         assert time.monotonic() - cut_at < 60
         assert lost not in hosts_of(launched, 2)
-        cluster.restore(lost)  # what is left of the first attempt there ends
+        three.restore(lost)  # what is left of the first attempt there ends
         here.write("go-2", "")
         finished = launched.wait()
         assert finished.exit_code == 0, finished.shown
         outcomes = [a["outcome"] for a in here.report()["attempts"]]
         assert outcomes == ["preempted", "done"], finished.shown
         here.assert_clean(30)
+    three.add()

@@ -73,7 +73,10 @@ class OwnAddresses:
         await_true(lambda: _answers(self.address, self._environ), 60)
 
     def add(self) -> int:
-        """One more host with one CPU; returns before it has joined."""
+        """One more host with one CPU; blocks until its raylet has started.
+
+        One by one: on a busy machine a raylet gives up that waits too long for its helpers.
+        """
         index = self._hosts
         self._hosts += 1
         name, ours, theirs = (f"{self._mark}{letter}{index}" for letter in "nvw")
@@ -91,8 +94,11 @@ class OwnAddresses:
         hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         enter = ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", _ENTER]
         places = ["sh", str(hosts), str(folder), str(self.temp / "ray"), f"host-{index}"]
-        self._start([*enter, *places], [f"--address={self.address}", "--num-cpus=1"], index + 10)
-        return index
+        options = [f"--address={self.address}", "--num-cpus=1"]
+        for _ in range(3):
+            if self._has_started(self._start([*enter, *places], options, index + 10), index + 10):
+                return index
+        raise AssertionError(f"host {index} does not start\n{self._log(index + 10).read_text()}")
 
     def cut(self, index: int) -> None:
         """Take a host's link down: nothing it sends arrives, and nothing is sent back."""
@@ -113,11 +119,19 @@ class OwnAddresses:
             subprocess.run(["ip", "netns", "del", f"{self._mark}n{index}"], capture_output=True)
         subprocess.run(["ip", "link", "del", f"{self._mark}b"], capture_output=True)
 
-    def _start(self, enter: list[str], options: list[str], number: int) -> None:
+    def _log(self, number: int) -> Path:
+        return self._root / f"ray-{number}.log"
+
+    def _has_started(self, process: subprocess.Popen[bytes], number: int) -> bool:
+        log = self._log(number)
+        await_true(lambda: "will now block" in log.read_text() or process.poll() is not None, 90)
+        return process.poll() is None
+
+    def _start(self, enter: list[str], options: list[str], number: int) -> subprocess.Popen[bytes]:
         ip = f"--node-ip-address={self._net}.{number}"
         size = "--object-store-memory=80000000"
-        with (self._root / f"ray-{number}.log").open("w") as log:
-            subprocess.Popen(
+        with self._log(number).open("w") as log:
+            return subprocess.Popen(
                 [*enter, _RAY, "start", *options, ip, size, "--block"],
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
