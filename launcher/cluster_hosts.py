@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Sequence
 
 from hotstart.launcher.errors import first_line
 from hotstart.launcher.placement import Host
@@ -41,3 +43,22 @@ def look_at_hosts() -> list[Host]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether Ray counts a node as alive; False also where it doesn't say."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    return False
+
+
+def gone_among(node_ids: Sequence[str]) -> list[int]:
+    """The places in this list of the nodes that Ray has given up; none where it doesn't say."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        return [index for index, node_id in enumerate(node_ids) if node_id in dead]
+    return []

@@ -17,7 +17,8 @@ from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError, first_line
+from hotstart.launcher.cluster_hosts import gone_among, is_node_alive
+from hotstart.launcher.errors import CacheRequired, HostFailed, HostLost, UsageError, first_line
 from hotstart.launcher.outcome import AgentLost
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
@@ -261,7 +262,7 @@ class Gang(AheadCalls):
         for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
-        gone = _gone_among(self._node_ids)
+        gone = gone_among(self._node_ids)
         for index in gone:
             self._lose(index, None)
         self.lost = [
@@ -345,38 +346,16 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=_is_node_alive(self._node_ids[index]),
+                    node_alive=is_node_alive(self._node_ids[index]),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
             )
 
 
-class HostLost(HostFailed):
-    """A node went away before the gang on it had started."""
-
-
 def _raise_if_lost(node_ids: Sequence[str]) -> None:
-    gone = _gone_among(node_ids)
+    gone = gone_among(node_ids)
     if gone:
         raise HostLost(
             f"{len(gone)} of {len(node_ids)} hosts went away before the gang had started"
         )
-
-
-def _gone_among(node_ids: Sequence[str]) -> list[int]:
-    """The places in this list of the nodes that Ray has given up; none where it doesn't say."""
-    import ray
-
-    with contextlib.suppress(Exception):
-        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
-        return [index for index, node_id in enumerate(node_ids) if node_id in dead]
-    return []
-
-
-def _is_node_alive(node_id: str) -> bool:
-    import ray
-
-    with contextlib.suppress(Exception):
-        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
-    return False

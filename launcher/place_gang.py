@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.cluster_hosts import look_at_hosts
-from hotstart.launcher.errors import PlacementTimeout
-from hotstart.launcher.gang import Gang, HostLost
+from hotstart.launcher.errors import HostLost, PlacementTimeout
+from hotstart.launcher.gang import Gang
 from hotstart.launcher.placement import (
     GangSize,
     describe_need,
