@@ -9,9 +9,9 @@ from typing import Any
 from hotstart.cache.keys import compile_once_flags
 from hotstart.conf.load import LoadedJob, job_to_tree, job_to_yaml
 from hotstart.conf.schema import JobConfig
-from hotstart.launcher.environ import STALE_ENVIRON, added_environ
+from hotstart.launcher.environ import SLICE_ENVIRON, STALE_ENVIRON, VISIBLE_GPUS, added_environ
 from hotstart.launcher.launch import worker_environ
-from hotstart.launcher.placement import describe, describe_size, place
+from hotstart.launcher.placement import describe, describe_size, hosts_per_slice, place
 
 
 def plan_as_json(job: LoadedJob) -> dict[str, Any]:
@@ -54,6 +54,10 @@ def _environ(config: JobConfig) -> dict[str, str]:
         _workers(config),
         worker_environ(config, "<run_dir>/<run>/checkpoints", "<host:port>", _workers(config)),
     )
+    if config.platform == "gpu":
+        environ.setdefault(VISIBLE_GPUS, "<its share of the host's>")
+    if config.tpu.topology is not None and config.workers > hosts_per_slice(config):
+        environ |= dict.fromkeys(SLICE_ENVIRON, "<of its slice, where there are several>")
     if config.platform == "gpu" and config.cache.mode != "off" and config.cache.compile == "once":
         environ["XLA_FLAGS"] = compile_once_flags(environ.get("XLA_FLAGS", "<the host's>"))
     return environ
@@ -66,4 +70,5 @@ def _workers(config: JobConfig) -> str:
 
 
 def _removed(config: JobConfig) -> list[str]:
-    return sorted(set(STALE_ENVIRON) - _environ(config).keys())
+    stale = {*STALE_ENVIRON, *(SLICE_ENVIRON if config.tpu.topology is not None else ())}
+    return sorted(stale - _environ(config).keys())

@@ -18,19 +18,24 @@ STALE_ENVIRON = (  # of an earlier launch, or of the host: another cache, anothe
     KEYS_VARIABLE,  # a secret: workers get it by their channel, and what they spawn does not
 )
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
-_SLICES = (
+SLICE_ENVIRON = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "MEGASCALE_PORT",
     "MEGASCALE_NUM_SLICES",
     "MEGASCALE_SLICE_ID",
 )
-_OF_AN_ATTEMPT = (*_SLICES, "HOTSTART_ATTEMPT", "HOTSTART_PROCESS_INDEX", "JAX_COORDINATOR_ADDRESS")
+_OF_AN_ATTEMPT = (
+    *SLICE_ENVIRON,
+    "HOTSTART_ATTEMPT",
+    "HOTSTART_PROCESS_INDEX",
+    "JAX_COORDINATOR_ADDRESS",
+)
 
 
 def compose_environ(plan: WorkerPlan, host: Mapping[str, str]) -> dict[str, str]:
     """All that a worker's process starts with on a host with the environment `host`."""
     attempt = plan.attempt
-    stale = {*STALE_ENVIRON, *(_SLICES if attempt.workers_per_slice else ())}
+    stale = {*STALE_ENVIRON, *(SLICE_ENVIRON if attempt.workers_per_slice else ())}
     environ = {k: v for k, v in host.items() if k not in stale}
     if attempt.platform == "gpu" and environ.get(VISIBLE_GPUS):
         environ[VISIBLE_GPUS] = share_of(environ[VISIBLE_GPUS], plan.local_index, plan.local_count)

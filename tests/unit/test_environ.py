@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hotstart.cache.config import CacheConfig
-from hotstart.conf.schema import CacheSection, JobConfig
+from hotstart.conf.schema import CacheSection, JobConfig, TpuSection
 from hotstart.launcher.environ import compose_environ, share_of
 from hotstart.launcher.launch import worker_environ
 from hotstart.launcher.plan import AttemptPlan, Program, WorkerPlan
@@ -159,3 +159,23 @@ def test_hosts_of_slices_are_ordered_by_their_number_within_each() -> None:
     labels = [{WORKER_LABEL: number} for number in ("1", "0", "3", "2", "10", "9", "8", "11")]
     assert order_of(labels, 4) == [1, 0, 3, 2, 6, 5, 4, 7]
     assert order_of([{}, {}, {}], 1) == [0, 1, 2]
+
+
+def test_dry_run_shows_what_is_of_the_devices() -> None:
+    from hotstart.launcher.dry_run import _environ, _removed
+
+    def tpu(workers: int) -> JobConfig:
+        slices, chips = TpuSection("4x4", "v6e"), {"TPU": 4.0}
+        return JobConfig(
+            platform="tpu",
+            workers=workers,
+            workers_per_host=1,
+            resources_per_worker=chips,
+            tpu=slices,
+        )
+
+    assert _environ(JobConfig(platform="gpu"))["CUDA_VISIBLE_DEVICES"].startswith("<its share")
+    assert "MEGASCALE_SLICE_ID" in _environ(tpu(8))
+    assert "MEGASCALE_SLICE_ID" not in _environ(tpu(4))
+    assert "MEGASCALE_SLICE_ID" in _removed(tpu(4))
+    assert "MEGASCALE_SLICE_ID" not in _removed(JobConfig())
