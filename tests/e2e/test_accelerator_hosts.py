@@ -62,8 +62,8 @@ def column(finished: Finished, name: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def gpus() -> Iterator[ChangingCluster]:
-    small = {"num_cpus": 0, "num_gpus": 2, "labels": {"zone": "small"}}
-    large = {"num_cpus": 0, "num_gpus": 4, "labels": {"zone": "large"}}
+    small = {"num_cpus": 2, "num_gpus": 2, "labels": {"zone": "small"}}
+    large = {"num_cpus": 4, "num_gpus": 4, "labels": {"zone": "large"}}
     with changing_cluster(a=small, b=large, c={**large, "resources": {"rack": 1}}) as running:
         yield running
 
@@ -114,7 +114,7 @@ def test_hosts_that_no_label_fits_are_told_of(gpus: ChangingCluster) -> None:
         assert finished.exit_code == 1, finished.shown
         assert finished.stderr == (
             "hotstart: needs 2 x {CPU: 2, GPU: 4} on as many hosts labeled zone=b; the cluster has "
-            "3 hosts with {CPU: 0, GPU: 10}, of which {CPU: 0, GPU: 10} are free; lacking: 2 x "
+            "3 hosts with {CPU: 10, GPU: 10}, of which {CPU: 10, GPU: 10} are free; lacking: 2 x "
             "{CPU: 2, GPU: 4} free (3 of the hosts are labeled otherwise); gave up after 1 s "
             "(timeouts.placement_s)\n"
         )
