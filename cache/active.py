@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from hotstart.cache.ahead import Planned
+from hotstart.cache.autotune import Autotune
 from hotstart.cache.config import CacheConfig, hotstart_home, node_dir_of
 from hotstart.cache.counters import CacheStats, Counters
 from hotstart.cache.errors import CacheRequired, StoreError, UnsupportedJax
@@ -37,6 +39,7 @@ class _Active:
     cache: SharedCache
     counters: Counters
     link: JaxLink
+    autotune: Autotune
 
 
 _GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
@@ -101,11 +104,13 @@ def enable(
             strict=config.strict,
             seal=Seal(keyring, config.location),
         )
+        autotune = _autotune(config, keyring)
         link = JaxLink(
             cache,
             counters,
             config.min_compile_time_s,
             compile_once=type(resolver) is not EachForItself,
+            autotune=autotune,
         )
         try:
             link.install()
@@ -114,7 +119,7 @@ def enable(
                 raise CacheRequired(f"the cache is required and cannot be used: {error}") from error
             logger.warning("%s", error)
             return
-        _active = _Active(config, cache, counters, link)
+        _active = _Active(config, cache, counters, link, autotune)
         link.requests.on_request = on_request
         link.recorder.on_described = on_described
         link.require_warm(config.require_warm)
@@ -134,6 +139,7 @@ def disable() -> None:
         flush(None)
         _active.link.uninstall()
         _active.cache.close()
+        _active.autotune.close()
         _active = None
 
 
@@ -142,7 +148,10 @@ def flush(timeout_s: float | None) -> bool:
     active = _active
     if active is None:
         return True
-    return active.cache.flush(active.config.flush_timeout_s if timeout_s is None else timeout_s)
+    timeout_s = active.config.flush_timeout_s if timeout_s is None else timeout_s
+    deadline = time.monotonic() + timeout_s
+    stored = active.cache.flush(timeout_s)
+    return active.autotune.flush(max(0.0, deadline - time.monotonic())) and stored
 
 
 def flush_at_exit(limit_s: float | None = None) -> None:
@@ -205,6 +214,21 @@ def _open_tiers(config: CacheConfig, counters: Counters, has_agent: bool) -> Tie
     if node_dir is None:
         return Tiers(store, store if has_agent else None)
     return Tiers(store, open_store(node_dir, max_size_bytes=config.max_size_bytes))
+
+
+def _autotune(config: CacheConfig, keyring: Keyring) -> Autotune:
+    """XLA's results of this location on this host; touches nothing yet."""
+    digest = hashlib.sha256(config.location.encode()).hexdigest()[:16]
+
+    def opened() -> Store:
+        return open_store(config.location, deadline_s=config.deadline_s)
+
+    return Autotune(
+        hotstart_home() / "autotune" / digest,
+        opened,
+        seal=Seal(keyring, config.location),
+        writable=config.mode == "read-write",
+    )
 
 
 def _resolver(config: CacheConfig, tiers: Tiers, counters: Counters) -> Resolver:

@@ -16,6 +16,9 @@ cache_key._hash_...                 pass on what they hash to a recorder (key_re
 compiler.get_compile_options,       a `jax_compilation_cache_dir` that a script set meanwhile is
 compiler.compile_or_get_cached      taken back first: it would have no effect but for other keys on
                                     JAX 0.10.
+compiler.backend_compile_and_load,  on GPU: with XLA's autotune results in a directory of this host
+                                    (autotune.py), set after the key was made, which holds the
+                                    path otherwise.
 compiler.compile_or_get_cached,     served from the shared cache (serving.py).
 compiler.backend_compile_and_load,
 compilation_cache.get_executable_and_time,
@@ -28,6 +31,7 @@ changed.
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import logging
 import os
@@ -37,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from hotstart.cache.ahead import LoadAhead, Planned
+from hotstart.cache.autotune import Autotune, identity_of
 from hotstart.cache.counters import Counters
 from hotstart.cache.entry import Entry, EntryMeta
 from hotstart.cache.familiar import check as _check
@@ -60,8 +65,12 @@ class JaxLink:
         min_compile_time_s: float,
         *,
         compile_once: bool = False,
+        autotune: Autotune | None = None,
+        tuned_platforms: Collection[str] = ("gpu", "cuda", "rocm"),
     ) -> None:
         """`compile_once` turns JAX's own way of that off: it waits for process 0 to compile."""
+        self._autotune = autotune
+        self._tuned_platforms = tuned_platforms
         self._cache = cache
         self._counters = counters
         self._min_compile_time_s = min_compile_time_s
@@ -106,6 +115,8 @@ class JaxLink:
         self._wrap(compiler, "get_compile_options", self._around_options)
         self._wrap(compiler, "compile_or_get_cached", serving.around_request)
         self._wrap(compiler, "compile_or_get_cached", self._around_options)
+        if self._autotune is not None:
+            self._wrap(compiler, "backend_compile_and_load", self._around_tuning)
         self._wrap(compiler, "backend_compile_and_load", serving.around_compile)
         self._wrap(compilation_cache, "get_executable_and_time", serving.around_read)
         self._wrap(compilation_cache, "is_executable_in_cache", serving.around_probe)
@@ -239,6 +250,32 @@ class JaxLink:
         self._hold_place()
         return stock(*args, **kwargs)
 
+    def _around_tuning(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`backend_compile_and_load` with XLA's autotune directory, unless it has one already."""
+        named = dict(
+            zip(("backend", "module", "executable_devices", "options"), args, strict=False)
+        )
+        named |= kwargs
+        options, backend = named.get("options"), named["backend"]
+        if self._autotune is None or backend.platform not in self._tuned_platforms:
+            return stock(*args, **kwargs)
+        try:
+            identity = _tuning_identity(backend)
+            with_folder = _with_autotune_folder(options, self._autotune.begin(identity))
+        except Exception as error:  # what XLA's options look like is not ours
+            logger.warning("autotune results are not kept: %s: %s", type(error).__name__, error)
+            return stock(*args, **kwargs)
+        if with_folder is None:
+            return stock(*args, **kwargs)
+        if "options" in kwargs:
+            kwargs = {**kwargs, "options": with_folder}
+        else:
+            args = (*args[:3], with_folder, *args[4:])
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            self._autotune.ended(identity)
+
     def _hold_place(self) -> None:
         """Take the place back that a script took from us, and say so once."""
         import jax
@@ -325,6 +362,27 @@ def _backend(
             put(key, value)
 
     return Backend()
+
+
+def _tuning_identity(backend: Any) -> str:
+    import jaxlib
+
+    kinds = [device.device_kind for device in backend.local_devices()]
+    return identity_of(str(jaxlib.__version__), str(backend.platform_version), kinds)
+
+
+def _with_autotune_folder(options: Any, folder: Path | None) -> Any | None:
+    """A copy of XLA's compile options with this directory; None where they are to stay."""
+    from jax._src.lib import xla_client
+
+    own = options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir
+    if folder is None or own:  # the user's own flag
+        return None
+    changed = copy.deepcopy(options)
+    debug = changed.executable_build_options.debug_options
+    debug.xla_gpu_per_fusion_autotune_cache_dir = str(folder)
+    debug.xla_gpu_experimental_autotune_cache_mode = xla_client.AutotuneCacheMode.UPDATE
+    return changed
 
 
 def _alive_executables() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from hotstart.cache.keyring import KEY_FILE_VARIABLE, KEYS_VARIABLE
 from hotstart.cache.store import normalize_location
+from hotstart.conf.check_hosts import check_hosts
 from hotstart.conf.entrypoint import entrypoint_problem
 from hotstart.conf.errors import ConfigError, Origin, dotted, nearest, shown
 from hotstart.conf.keys import Key, leaf_keys
@@ -28,12 +29,10 @@ _SECRET = re.compile(r"file:/[^\0]+|env:[^=\0]+")
 def check_values(config: JobConfig, origins: Origins) -> None:
     """Check all that needs no look at the file system; raises `ConfigError`."""
     for key in leaf_keys():
-        check_bounds(key, value_at(config, key), origins)
+        if "part_of" not in key.bounds:
+            check_bounds(key, value_at(config, key), origins)
     _check_name(config.name, origins)
-    workers, per_host = config.workers, config.workers_per_host
-    if per_host is not None and workers % per_host:
-        text = f"{per_host} does not divide workers, which is {workers}"
-        raise _error(("workers_per_host",), text, origins)
+    check_hosts(config, origins)
     for path in (
         *(("env", v) for v in config.env),
         *(("secret_env", v) for v in config.secret_env),
@@ -73,7 +72,7 @@ def _error(path: tuple[str, ...], text: str, origins: Origins) -> ConfigError:
 def check_bounds(key: Key, value: Any, origins: Origins) -> None:
     """Check one key's choices, or its number's bounds; raises `ConfigError`."""
     choices = key.bounds.get("choices")
-    if choices is not None and value not in choices:
+    if choices is not None and value is not None and value not in choices:
         near = nearest(value, choices)
         hint = f"; did you mean {near}?" if near else "."
         text = f"unknown value {shown(value)}{hint} Valid values: {', '.join(choices)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from hotstart.conf.lines import KeyPath, Value, read_yaml
 from hotstart.conf.schema import JobConfig
 
 ENVIRONMENT_PREFIX = "HOTSTART_JOB__"
+_RANGE = re.compile(r"\s*([0-9]{1,9})\s*\.\.\s*([0-9]{1,9})\s*")
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(
     ("false", "no", "off", "0"), False
@@ -88,13 +90,17 @@ def settings_of(
     prefix: KeyPath = (),
 ) -> Iterator[Setting]:
     """The settings in a tree of plain values; raises `ConfigError` on what the schema lacks."""
-    known = keys_of(section, prefix)
+    every = keys_of(section, prefix)
+    known = {name: key for name, key in every.items() if "part_of" not in key.bounds}
     for name, value in tree.items():
         path = (*prefix, name)
         origin = origin_of(path)
         key = known.get(name)
         if key is None:
             raise _unknown(path, known, origin)
+        if path == ("workers",):
+            least, value = _least_and_most(value, origin)
+            yield Setting(every["workers_min"], least, origin)
         if key.kind == "section":
             if isinstance(value, dict):
                 yield from settings_of(value, origin_of, key.type, path)
@@ -110,6 +116,24 @@ def settings_of(
             yield Setting(key, None, origin)
         else:
             yield Setting(key, _convert(key, path, value, origin), origin)
+
+
+def _least_and_most(value: Value, origin: Origin) -> tuple[int | None, Value]:
+    """What `workers` says of the fewest workers, None where of one number only, and of the most."""
+    if isinstance(value, str) and (match := _RANGE.fullmatch(value)):
+        return int(match[1]), match[2]
+    if not isinstance(value, dict) or not value.keys() & {"min", "max"}:
+        return None, value
+    text = {name: str(value.get(name)) for name in ("min", "max")}
+    if value.keys() != text.keys() or not all(re.fullmatch("[0-9]{1,9}", t) for t in text.values()):
+        hint = "expected a whole number, {min: 2, max: 8} or 2..8"
+        raise origin.error(f"{hint}; got {shown_mapping(value)}", key="workers")
+    return int(text["min"]), text["max"]
+
+
+def shown_mapping(value: dict[str, Value]) -> str:
+    """A small mapping as a person would write it."""
+    return "{" + ", ".join(f"{k}: {shown(v)}" for k, v in value.items()) + "}"
 
 
 def _items(key: Key, value: Value, origin_of: Callable[[KeyPath], Origin]) -> Iterator[Setting]:
@@ -152,7 +176,7 @@ def expected(key: Key) -> str:
 
 def _unknown(path: KeyPath, known: Mapping[str, Key], origin: Origin) -> ConfigError:
     prefix, name = path[:-1], path[-1]
-    every = {dotted(key.path): key for key in leaf_keys()}
+    every = {dotted(key.path): key for key in leaf_keys() if "part_of" not in key.bounds}
     if "." in name and dotted(path) in every:
         nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
         text = f"unknown key {shown(name)}; nest it: {nested}"

@@ -95,13 +95,26 @@ def load_job(
     config = layers.job()
     check_values(config, layers.origins)
     config = resolve_paths(config, layers.origins, source.parent)
-    labels = {dotted(key): origin.label for key, origin in layers.origins.items() if key}
+    labels = {
+        dotted(key): origin.label
+        for key, origin in layers.origins.items()
+        if key and key != ("workers_min",)
+    }
     return LoadedJob(config, source, labels)
 
 
 def job_to_yaml(config: JobConfig) -> str:
     """The job as YAML for a run record; `job_from_yaml` gives an equal job back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=1000)
+    return yaml.safe_dump(job_to_tree(config), sort_keys=False, width=1000)
+
+
+def job_to_tree(config: JobConfig) -> dict[str, Any]:
+    """The job as plain values, keys as in a job file."""
+    tree = dataclasses.asdict(config)
+    least = tree.pop("workers_min")
+    if least is not None:
+        tree["workers"] = {"min": least, "max": config.workers}
+    return tree
 
 
 def job_from_yaml(text: str, name: str = "job.yaml") -> JobConfig:

@@ -2,17 +2,20 @@
 
 Plain frozen dataclasses, which OmegaConf takes as structured configs. The bounds stand in the
 fields' metadata: `choices`, `at_least` and `at_most` (the bound is allowed) and `above` (it is
-not). A
-`computed` key is never None, but may be set to null, which brings its default back.
+not). A `computed` key is never None, but may be set to null, which brings its default back. One
+that is `part_of` another has no name of its own in a job file; the other's value sets it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 
 PLATFORMS = ("cpu", "gpu", "tpu")
+TPU_GENERATIONS = ("v2", "v3", "v4", "v5litepod", "v5p", "v6e", "v7x")
+_TOPOLOGY = re.compile(r"[1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3}){1,2}")
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)")
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
@@ -112,17 +115,39 @@ class TimeoutSection:
 
 
 @dataclass(frozen=True)
+class TpuSection:
+    """The slices that a gang's hosts are taken from, whole: chips as in `4x4` or `2x2x2`.
+
+    Without a `topology` each host is taken for itself.
+    """
+
+    topology: str | None = None
+    generation: str | None = field(default=None, metadata={"choices": TPU_GENERATIONS})
+
+    @property
+    def chips(self) -> int:
+        """Of one slice; raises ValueError where `topology` is none, or is not like 4x4."""
+        text = (self.topology or "").strip().lower()
+        if not _TOPOLOGY.fullmatch(text):
+            raise ValueError(f"not a topology: {self.topology!r}")
+        return math.prod(map(int, text.split("x")))
+
+
+@dataclass(frozen=True)
 class JobConfig:
     """One job. As `load_job` returns it every path in it is absolute.
 
-    `workers_per_host` None puts all workers on one host. `resources_per_worker` has Ray's
-    resource names. `placement` spread gives every host of the job a node of its own, pack lets
-    them share one. `working_dir` goes on the workers' path; where it is None, that is the
-    script's own folder. `cost_per_worker_hour`, in any currency, is for the report. `secret_env`
-    has a reference for each variable that each host looks up by itself: `file:/path`, or
-    `env:VARIABLE` of the environment that Ray was started in there.
-    With `require_warm` a program that is not in the cache ends the run with exit code 4, until the
-    worker that asks for it has done a step: nothing is compiled instead.
+    `workers` is the most that an attempt may have and `workers_min` the fewest, None where they
+    are the same: a job file's `workers: {min: 2, max: 8}`, or `2..8`, sets both. `workers_per_host`
+    None puts all workers on one host. `resources_per_worker` has Ray's resource names, `labels`
+    what each host's Ray labels must be: a value, `!value`, `in(a,b)` or `!in(a,b)`. `placement`
+    spread gives every host of the job a node of its own, pack lets them share one. `working_dir`
+    goes on the workers' path; where it is None, that is the script's own folder. `secret_env` has
+    a reference for each variable that each host looks up by itself: `file:/path`, or
+    `env:VARIABLE` of the environment that Ray was started in there. `cost_per_worker_hour`, in any
+    currency, is for the report. With `require_warm` a program that is not in the cache ends the
+    run with exit code 4, until the worker that asks for it has done a step: nothing is compiled
+    instead.
     """
 
     name: str = field(default="", metadata={"computed": True})
@@ -131,10 +156,13 @@ class JobConfig:
     args: list[str] = field(default_factory=list)
     resume: ResumeSection = field(default_factory=ResumeSection)
     workers: int = field(default=1, metadata={"at_least": 1})
+    workers_min: int | None = field(default=None, metadata={"part_of": "workers"})
     workers_per_host: int | None = field(default=None, metadata={"at_least": 1})
     resources_per_worker: dict[str, float] = field(default_factory=dict, metadata={"at_least": 0})
+    labels: dict[str, str] = field(default_factory=dict)
     placement: str = field(default="spread", metadata={"choices": ("spread", "pack")})
     platform: str = field(default="cpu", metadata={"choices": PLATFORMS})
+    tpu: TpuSection = field(default_factory=TpuSection)
     jax_distributed: str = field(default="launcher", metadata={"choices": ("launcher", "script")})
     working_dir: str | None = None
     cache: CacheSection = field(default_factory=CacheSection)
@@ -145,3 +173,8 @@ class JobConfig:
     secret_env: dict[str, str] = field(default_factory=dict)
     cost_per_worker_hour: float | None = field(default=None, metadata={"at_least": 0})
     timeouts: TimeoutSection = field(default_factory=TimeoutSection)
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers that an attempt may have."""
+        return self.workers if self.workers_min is None else self.workers_min

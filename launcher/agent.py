@@ -119,7 +119,8 @@ class Agent:
         order = import_order(program, modules)
         with self._starting:
             for local, index in enumerate(processes if self._attempt is None else ()):
-                environ = compose_environ(WorkerPlan(index, local, 0.0, attempt), self._environ)
+                plan = WorkerPlan(index, local, 0.0, attempt, len(processes))
+                environ = compose_environ(plan, self._environ)
                 self._early[index] = self._spawn(environ)
                 self._early[index].channel.send({"early": order})
 
@@ -139,7 +140,8 @@ class Agent:
             notices = list(self._host_notices)
         self._workers = []
         plans = [
-            WorkerPlan(index, local, decided_at, attempt) for local, index in enumerate(processes)
+            WorkerPlan(index, local, decided_at, attempt, len(processes))
+            for local, index in enumerate(processes)
         ]
         environs = {plan.process_index: compose_environ(plan, self._environ) for plan in plans}
         self._standbys.begin(attempt, environs)

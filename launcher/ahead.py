@@ -7,6 +7,9 @@ to the agents as soon as an attempt is decided:
                                          |
     next attempt, of this run or of another of the same job -> gang.read_ahead
 
+Programs differ with the number of workers, so each size of gang has a manifest of its own: a gang
+that lost a host and one that has it again both find what they asked for before.
+
 None of it is on the way of an attempt: sending has threads of its own, learning is done on the
 record's. What goes wrong costs a slower start, and a warning at most.
 """
@@ -24,6 +27,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.asked import Versions, choose, merge
 from hotstart.launcher.asked_facts import asked_facts
 from hotstart.launcher.manifest import MAX_BYTES, Manifest, ManifestError
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.worker_facts import installed
 
@@ -37,6 +41,8 @@ Answers = Callable[[], Mapping[int, Sequence[Mapping[str, Any]]]]
 class Gang(Protocol):
     """What is needed of `gang.Gang`; all calls are safe beside the loop's."""
 
+    @property
+    def size(self) -> GangSize: ...
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
@@ -44,12 +50,14 @@ class Gang(Protocol):
 
 @dataclass(frozen=True)
 class AheadSettings:
-    """What is needed of the job; `read_ahead` False learns all the same, but sends nothing."""
+    """What is needed of the job; `read_ahead` False learns all the same, but sends nothing.
 
-    fingerprint: str
+    `fingerprint` gives that of the job for a number of workers.
+    """
+
+    fingerprint: Callable[[int], str]
     cache: CacheConfig
     platform: str
-    process_count: int
     read_ahead: bool = True
 
 
@@ -80,18 +88,20 @@ class Ahead:
         self._versions = versions
         self._on_misfit = on_misfit
         self._lock = threading.Lock()
-        self._known: Manifest | None = None
-        self._recorded: Manifest | None = None
-        self._kept_keys: frozenset[str] | None = None  # in the cache's location
+        # All by number of workers.
+        self._known: dict[int, Manifest] = {}
+        self._recorded: dict[int, Manifest] = {}
+        self._kept_keys: dict[int, frozenset[str]] = {}  # in the cache's location
+        self._asked_location: set[int] = set()
+        self._asked_record: set[int] = set()
         self._attempt = 0
-        self._ask_record = not is_new
-        self._ask_location = True
+        self._is_new = is_new
         self._threads: list[threading.Thread] = []
 
     def recall(self) -> None:
-        """Begin to read the run's record; returns at once."""
+        """Begin to read the run's record: the last size is the likeliest. Returns at once."""
         if self._settings.read_ahead:
-            self._begin(self._look_into_record)
+            self._begin(lambda: self._look_into_record(None))
 
     def send(self, attempt: int, gang: Gang) -> None:
         """Have what is known read ahead for an attempt.
@@ -134,23 +144,24 @@ class Ahead:
         done: bool,
     ) -> None:
         settings = self._settings
-        new = merge(asked, self._versions, settings.process_count)
+        workers = gang.size.process_count
+        new = merge(asked, self._versions, workers)
         if not new.entries:
             return
         with self._lock:
-            known = choose(self._known, new, stepped=stepped, done=done)
-            self._known = known
+            known = choose(self._known.get(workers), new, stepped=stepped, done=done)
+            self._known[workers] = known
         manifest_json = known.to_json()
         if len(manifest_json) > MAX_BYTES:
             logger.warning("a manifest of %d bytes is too large to be kept", len(manifest_json))
             return
-        if known != self._recorded:
+        if known != self._recorded.get(workers):
             self._record.keep_manifest(attempt, known)
-            self._recorded = known
+            self._recorded[workers] = known
         writable = settings.cache.mode == "read-write"
-        if writable and (stepped or done) and known.keys != self._kept_keys:
-            gang.save_manifest(settings.cache, settings.fingerprint, manifest_json)
-            self._kept_keys = known.keys
+        if writable and (stepped or done) and known.keys != self._kept_keys.get(workers):
+            gang.save_manifest(settings.cache, settings.fingerprint(workers), manifest_json)
+            self._kept_keys[workers] = known.keys
 
     def _begin(self, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=_quietly, args=(work,), name="hotstart-ahead", daemon=True)
@@ -158,27 +169,35 @@ class Ahead:
         thread.start()
 
     def _look_and_send(self, attempt: int, gang: Gang) -> None:
-        self._look_into_record()
+        workers = gang.size.process_count
+        self._look_into_record(workers)
         self._look_into_location(gang)
-        known = self._known
+        known = self._known.get(workers)
         if known is not None and attempt == self._attempt:
             gang.read_ahead(attempt, known.to_json())
 
-    def _look_into_record(self) -> None:
+    def _look_into_record(self, workers: int | None) -> None:
+        """For the manifest of a size, or for the latest of any."""
         with self._lock:
-            if not self._ask_record:
+            if self._is_new or workers in self._asked_record or workers in self._known:
                 return
-            self._ask_record = False
-            found = self._record.manifest()
-            self._recorded = found
-            if found is not None and self._versions.fit(found) and self._known is None:
-                self._known = found
+            found = self._record.manifest(workers)
+            if workers is not None:
+                self._asked_record.add(workers)
+            if found is None:
+                self._is_new = workers is None
+                return
+            self._recorded.setdefault(found.process_count, found)
+            if self._versions.fit(found):
+                self._known.setdefault(found.process_count, found)
 
     def _look_into_location(self, gang: Gang) -> None:
-        if self._known is not None or not self._ask_location:
+        workers = gang.size.process_count
+        if workers in self._known or workers in self._asked_location:
             return
-        self._ask_location = False
-        data = gang.latest_manifest(self._settings.cache, self._settings.fingerprint)
+        self._asked_location.add(workers)
+        fingerprint = self._settings.fingerprint(workers)
+        data = gang.latest_manifest(self._settings.cache, fingerprint)
         if data is None:
             return
         try:
@@ -189,9 +208,11 @@ class Ahead:
         if not self._versions.fit(found):
             self._on_misfit(found)
             return
+        if found.process_count != workers:  # kept under a name that is not its own
+            return
         with self._lock:
-            self._kept_keys = self._kept_keys or found.keys
-            self._known = self._known or found
+            self._kept_keys.setdefault(workers, found.keys)
+            self._known.setdefault(workers, found)
 
 
 def _quietly(work: Callable[[], None]) -> None:

@@ -92,8 +92,10 @@ def choose(known: Manifest | None, new: Manifest, *, stepped: bool, done: bool) 
     return new if stepped or len(new.entries) >= len(known.entries) else known
 
 
-def fingerprint(config: JobConfig, folder: str | None = None) -> str:
-    """SHA-256, in hex, of what in a job decides which programs it asks for.
+def fingerprint(config: JobConfig, folder: str | None = None, workers: int | None = None) -> str:
+    """SHA-256, in hex, of what in a job decides which programs a gang of `workers` asks for.
+
+    None is for the most that the job may have; a job of just so many has the same fingerprint.
 
     The code's content is not in it: changed code keeps most keys. `folder` is where a submitted
     job was unpacked; paths below it count from there, for it differs each time.
@@ -109,7 +111,7 @@ def fingerprint(config: JobConfig, folder: str | None = None) -> str:
         "entrypoint": config.entrypoint,
         "working_dir": stable(config.working_dir),
         "args": config.args,
-        "workers": config.workers,
+        "workers": workers or config.workers,
         "workers_per_host": config.workers_per_host,
         "platform": config.platform,
         "resources_per_worker": config.resources_per_worker,
@@ -118,11 +120,13 @@ def fingerprint(config: JobConfig, folder: str | None = None) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def recorded_fingerprint(config: JobConfig, launched_from: Mapping[str, Any]) -> str:
+def recorded_fingerprint(
+    config: JobConfig, launched_from: Mapping[str, Any], workers: int | None = None
+) -> str:
     """The fingerprint of a job as it was launched; `launched_from` is the record's."""
     submitted = bool(launched_from.get("submission"))
     folder = str(PurePath(launched_from.get("job_file", "")).parent) if submitted else None
-    return fingerprint(config, folder)
+    return fingerprint(config, folder, workers)
 
 
 class _Room:

@@ -21,6 +21,7 @@ from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
 from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, Restart, decide, refilled
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
 
@@ -60,7 +61,7 @@ class AttemptLoop:
         settings: LoopSettings,
         record: RunRecord,
         place: Callable[[int], Gang | None],
-        plan: Callable[[int, str], AttemptPlan],
+        plan: Callable[[int, str, GangSize], AttemptPlan],
         watcher: Watcher,
         is_interrupted: Callable[[], bool],
         *,
@@ -71,9 +72,9 @@ class AttemptLoop:
         rng: random.Random | None = None,
     ) -> None:
         """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
-        makes an attempt's plan from its number and its coordinator's address. `ahead` is None
-        where nothing is to be made ready ahead of time. `doubt` says why this driver can't be
-        sure that it owns the run: no attempt goes on, or starts, meanwhile."""
+        makes an attempt's plan from its number, its coordinator's address and the gang's size.
+        `ahead` is None where nothing is to be made ready ahead of time. `doubt` says why this
+        driver can't be sure that it owns the run: no attempt goes on, or starts, meanwhile."""
         self._settings = settings
         self._record = record
         self._place = place
@@ -169,10 +170,12 @@ class AttemptLoop:
         if self._doubt() is not None:
             return None
         gang, coordinator = ready
-        plan = self._plan(number, coordinator)
+        plan = self._plan(number, coordinator, gang.size)
         info = {
             "started_at_s": time.time(),
             "process_count": plan.process_count,
+            "host_count": gang.size.host_count,
+            "workers": {"min": gang.size.least, "max": gang.size.most},
             "cache": dict(self._settings.cache_facts),
             "versions": dict(self._settings.versions),
             "cost_per_worker_hour": self._settings.cost_per_worker_hour,
@@ -203,7 +206,9 @@ class AttemptLoop:
             raise
 
     def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
-        """A gang whose agents all live, and its next coordinator; None if interrupted.
+        """A gang whose agents all live, as large as there is room for; its next coordinator.
+
+        None if interrupted.
 
         An agent lost between attempts is charged to no budget: no worker was running, so no work
         is lost, and the new placement has its own deadline. Raises `HostFailed` where the agents
@@ -211,7 +216,7 @@ class AttemptLoop:
         """
         for _ in range(_PLACINGS):
             self._leave_hosts()
-            if self._gang is not None and self._gang.lost:
+            if self._gang is not None and (self._gang.lost or self._gang.could_grow()):
                 self._drop_gang()
             if self._gang is None and not self._is_interrupted():
                 self._gang = self._place(number)

@@ -65,6 +65,7 @@ def main(verbose: int) -> None:
 
 @main.command(epilog="\b\nExamples:\n  hotstart launch job.yaml\n"
               "  hotstart launch job.yaml workers=4 cache.location=gs://bucket/cache\n"
+              "  hotstart launch job.yaml workers=2..8   # as many as there is room for\n"
               "  hotstart launch job.yaml --dry-run\n\n" + EXIT_CODES)  # fmt: skip
 @click.argument("job", metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")

@@ -18,7 +18,7 @@ from typing import Any
 from hotstart.launcher.breakable import breakable
 from hotstart.launcher.errors import ClusterUnreachable, UsageError, first_line
 from hotstart.launcher.guard import Guard
-from hotstart.launcher.placement import HostShare, describe
+from hotstart.launcher.placement import HostShare, describe, selects
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,25 @@ def connect(
             guard.close(timeout_s=5)
 
 
-def check_hosts(address: str | None, shares: Sequence[HostShare], *, spread: bool) -> None:
-    """Raise `UsageError` where Ray would be started here and the gang is spread over more hosts.
+def check_hosts(
+    address: str | None,
+    shares: Sequence[HostShare],
+    *,
+    spread: bool,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Raise `UsageError` where Ray would be started here and the gang wants other hosts.
 
-    Blocks for at most some seconds; like `check_address` it starts nothing.
+    More of them, or labeled ones: of `labels`, what Ray itself does not set. Blocks for at most
+    some seconds; like `check_address` it starts nothing.
     """
+    own = {k: v for k, v in (labels or {}).items() if not k.startswith("ray.io/")}
+    if not selects(own, {}) and _resolved(address) == "local":
+        wanted = ", ".join(f"{name}={selector}" for name, selector in sorted(own.items()))
+        raise UsageError(
+            f"Ray is started here, on a host without labels; the job needs {wanted}: use "
+            "--address, or leave labels out"
+        )
     if spread and len(shares) > 1 and _resolved(address) == "local":
         workers = sum(len(share.processes) for share in shares)
         raise UsageError(

@@ -7,6 +7,7 @@ LauncherError              1   the job could not be run
  |   '- ClusterUnreachable 2   no Ray cluster answers at the address
  |- PlacementTimeout       1   the cluster did not have the resources in time
  |- HostFailed             1   a host could not do what the launcher asked of it
+ |   '- HostLost           1   a node went away before the gang on it had started
  |- SecretUnavailable      1   a host lacks what `secret_env` refers to
  |- ContactLost            1   a cluster that was followed answers no more
  |- RecordDamaged          1   the run record lacks an object that can't be done without
@@ -65,6 +66,10 @@ class PlacementTimeout(LauncherError):
 
 class HostFailed(LauncherError):
     """A host could not do what the launcher asked of it: its agent or its workers did not start."""
+
+
+class HostLost(HostFailed):
+    """A node went away before the gang on it had started; the gang is placed anew."""
 
 
 class SecretUnavailable(LauncherError):

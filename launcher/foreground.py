@@ -46,7 +46,8 @@ def check_cluster(address: str | None, config: JobConfig) -> None:
     from hotstart.launcher.placement import place
 
     check_address(address)
-    check_hosts(address, place(config), spread=config.placement == "spread")
+    shares, spread = place(config, config.least_workers), config.placement == "spread"
+    check_hosts(address, shares, spread=spread, labels=config.labels)
 
 
 def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
@@ -18,14 +19,16 @@ from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
 from hotstart.launcher.bucket_lifetime import Lived
+from hotstart.launcher.cluster_hosts import gone_among, is_node_alive
 from hotstart.launcher.drain_watch import dead_nodes
-from hotstart.launcher.errors import CacheRequired, HostFailed, UsageError
+from hotstart.launcher.errors import CacheRequired, HostFailed, HostLost, UsageError, first_line
 from hotstart.launcher.leaving import LeavingHosts
 from hotstart.launcher.outcome import AgentLost
-from hotstart.launcher.placement import HostShare
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.ray_agent import cause_of, create_agent
+from hotstart.launcher.reservation import Reservation
 from hotstart.launcher.workers import Event
 
 logger = logging.getLogger(__name__)
@@ -39,10 +42,18 @@ _SILENCE_S = 60.0  # an agent that lives answers a poll within 10 s
 class Gang(AheadCalls):
     """Agents on their hosts. Made by `place_gang`; every method blocks."""
 
-    def __init__(self, shares: Sequence[HostShare], group: Any) -> None:
+    def __init__(
+        self,
+        reservation: Reservation,
+        size: GangSize,
+        room_beside: Callable[[Sequence[str]], int],
+    ) -> None:
+        """`room_beside` tells for how many workers there is room beside a gang on these nodes."""
         super().__init__()
-        self._shares = shares
-        self._group = group
+        self.size = size
+        self._shares = reservation.shares
+        self._reservation = reservation
+        self._room_beside = room_beside
         self._infos: list[HostInfo] = []
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
@@ -58,11 +69,16 @@ class Gang(AheadCalls):
         """Create the agents; returns when all have answered, False if interrupted meanwhile.
 
         They start the workers of the `first` attempt, which wait for their plans.
-        Raises `HostFailed`.
+        Raises `HostFailed`, and `HostLost` where a node has gone meanwhile.
         """
         import ray
 
-        self._agents += [create_agent(share, self._group) for share in self._shares]
+        reservation = self._reservation
+        self._agents += [
+            create_agent(share, reservation.group, reservation.bundle_index(share.host_index))
+            for share in self._shares
+        ]
+        node_ids = reservation.node_ids()
         refs = [agent.describe.remote() for agent in self._agents]
         for agent, share in zip(self._agents, self._shares, strict=True):
             agent.prepare.remote(first, share.processes)  # what fails here fails again in `start`
@@ -72,6 +88,7 @@ class Gang(AheadCalls):
             if is_interrupted():
                 return False
             if time.monotonic() > deadline:
+                _raise_if_lost(node_ids)
                 raise HostFailed(
                     f"{len(waiting)} of {len(refs)} agents did not start within {_AGENTS_S:.0f} s; "
                     "see Ray's logs on its hosts"
@@ -80,12 +97,24 @@ class Gang(AheadCalls):
         try:
             answers = ray.get(refs)
         except ray.exceptions.RayError as error:
+            _raise_if_lost(node_ids)
             raise HostFailed(f"an agent did not start: {cause_of(error)}") from error
         self._infos = [info for info, _ in answers]
         self._node_ids = [node_id for _, node_id in answers]
         self._cursors = [0] * len(self._agents)
         self._leaving = LeavingHosts([info.host for info in self._infos], self._node_ids)
         return True
+
+    def could_grow(self) -> bool:
+        """Whether the cluster has room for a larger gang that the job would take."""
+        size = self.size
+        if size.process_count >= size.most or self.lost:
+            return False
+        try:
+            return self._room_beside(self._node_ids) > 0
+        except Exception as error:  # Ray doesn't say: the gang that is there will do
+            logger.info("room beside the gang is not known: %s", first_line(error))
+            return False
 
     @property
     def leaving(self) -> dict[int, float]:
@@ -266,6 +295,7 @@ class Gang(AheadCalls):
     def finish(self) -> dict[int, dict[str, Any]]:
         """The reports of all workers of the attempt, by process index.
 
+        By now Ray knows of a node that went away, whose agent may have been missed before that.
         `events` may still have something of the attempt, until `drained`.
         """
         reports: dict[int, dict[str, Any]] = {}
@@ -275,6 +305,13 @@ class Gang(AheadCalls):
         for index, (found, end) in answers.items():
             reports |= found
             self._ends[index] = end
+        gone = gone_among(self._node_ids)
+        for index in gone:
+            self._lose(index, None)
+        self.lost = [
+            replace(lost, node_alive=False) if lost.host_index in gone else lost
+            for lost in self.lost
+        ]
         return reports
 
     def drained(self) -> bool:
@@ -298,8 +335,7 @@ class Gang(AheadCalls):
         for agent in self._agents:
             with contextlib.suppress(Exception):
                 ray.kill(agent)
-        with contextlib.suppress(Exception):
-            ray.util.remove_placement_group(self._group)
+        self._reservation.release()
 
     def _call_all(
         self,
@@ -346,6 +382,10 @@ class Gang(AheadCalls):
             if node_id in dead:
                 self._lose(index, None)
 
+    def _is_node_gone(self, index: int) -> bool:
+        node_id = self._node_ids[index]
+        return not is_node_alive(node_id) or bool(dead_nodes([node_id]))
+
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""
         now = time.monotonic()
@@ -364,7 +404,7 @@ class Gang(AheadCalls):
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=not (_is_preempted(error) or dead_nodes([self._node_ids[index]])),
+                    node_alive=not (_is_preempted(error) or self._is_node_gone(index)),
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
@@ -374,3 +414,11 @@ class Gang(AheadCalls):
 def _is_preempted(error: BaseException | None) -> bool:
     """Whether Ray itself says that an actor's node was drained under it."""
     return bool(getattr(error, "preempted", False))
+
+
+def _raise_if_lost(node_ids: Sequence[str]) -> None:
+    gone = gone_among(node_ids)
+    if gone:
+        raise HostLost(
+            f"{len(gone)} of {len(node_ids)} hosts went away before the gang had started"
+        )

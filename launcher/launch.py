@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import Ownership, take_ownership
-from hotstart.launcher.placement import HostShare, place, total
+from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.recorded_job import RecordedJob
@@ -137,7 +137,7 @@ class Run:
         from hotstart.launcher import cluster
 
         config = self.config
-        shares = place(config)
+        shares = place(config, config.least_workers)
         settings = LoopSettings(
             budgets=Budgets(config.restarts.failures, config.restarts.preemptions),
             backoff_s=config.restarts.backoff_s,
@@ -165,7 +165,7 @@ class Run:
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda attempt: self._place(shares, attempt, tell, cold),
+                    lambda attempt: self._place(attempt, tell, cold),
                     self._plan,
                     live,
                     self._interrupted.is_set,
@@ -194,21 +194,13 @@ class Run:
             self._finish(decision, may_restart)
         return decision
 
-    def _place(
-        self, shares: Sequence[HostShare], attempt: int, tell: Any, cold: ColdStart
-    ) -> Gang | None:
-        from hotstart.launcher.place_gang import place_gang
+    def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
+        from hotstart.launcher.place_gang import Wishes, place_gang
 
         config = self.config
         cold.settle(_COLD_S)
-        gang = place_gang(
-            shares,
-            self._plan(attempt, ""),
-            spread=config.placement == "spread",
-            timeout_s=config.timeouts.placement_s,
-            is_interrupted=self._interrupted.is_set,
-            tell=tell,
-        )
+        wishes = Wishes(config, config.timeouts.placement_s, self._interrupted.is_set, tell)
+        gang = place_gang(wishes, lambda size: self._plan(attempt, "", size))
         if gang is None:
             return None
         gang.beat_age_s = self._ownership.beat_age_s
@@ -242,10 +234,11 @@ class Run:
         if cache is None:
             return None
         settings = AheadSettings(
-            fingerprint=recorded_fingerprint(self.config, self._launched_from),
+            fingerprint=lambda workers: recorded_fingerprint(
+                self.config, self._launched_from, workers
+            ),
             cache=cache,
             platform=self.config.platform,
-            process_count=self.config.workers,
             read_ahead=self.config.cache.read_ahead,
         )
         if not self._is_new:
@@ -253,7 +246,10 @@ class Run:
         elif not _is_bucket(cache.location):
             cold.look(
                 lambda: before_in_directory(
-                    cache.location, settings.fingerprint, self._keyring, key_versions()
+                    cache.location,
+                    settings.fingerprint(self.config.workers),
+                    self._keyring,
+                    key_versions(),
                 )
             )
         versions = installed_versions(self.config.platform)
@@ -280,18 +276,20 @@ class Run:
         except StoreError as error:
             logger.warning("the end of run %s is not in its record: %s", self.name, error)
 
-    def _plan(self, attempt: int, coordinator: str) -> AttemptPlan:
-        config = self.config
+    def _plan(self, attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
+        config, workers = self.config, size.process_count
         return AttemptPlan(
             run=self.name,
             attempt=attempt,
-            process_count=config.workers,
+            process_count=workers,
             coordinator=coordinator,
             initialize=config.jax_distributed == "launcher",
             distributed_timeout_s=config.timeouts.distributed_s,
             program=program_of(config, self._launched_from.get("folder", "")),
             cache=cache_config_of(config),
-            environ=worker_environ(config, self.record.checkpoint_location, coordinator),
+            environ=worker_environ(
+                config, self.record.checkpoint_location, coordinator, str(workers)
+            ),
             log_location=self.record.log_location,
             standby=config.restarts.standby,
             platform=config.platform,
@@ -299,6 +297,7 @@ class Run:
             in_children=config.cache.children,
             limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
             secret_environ=dict(config.secret_env),
+            workers_per_slice=hosts_per_slice(config) if config.tpu.topology is not None else 0,
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -384,7 +383,9 @@ def cache_config_of(config: JobConfig) -> CacheConfig | None:
     )
 
 
-def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dict[str, str]:
+def worker_environ(
+    config: JobConfig, checkpoints: str, coordinator: str, workers: str
+) -> dict[str, str]:
     """What each worker gets on top of its host's environment; the job's own `env` wins.
 
     `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
@@ -397,7 +398,7 @@ def worker_environ(config: JobConfig, checkpoints: str, coordinator: str) -> dic
         environ["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
     if config.jax_distributed == "script":
         environ["JAX_COORDINATOR_ADDRESS"] = coordinator
-        environ["JAX_NUM_PROCESSES"] = str(config.workers)
+        environ["JAX_NUM_PROCESSES"] = workers
     return environ | dict(config.env)
 
 

@@ -1,72 +1,130 @@
-"""Wait for the cluster's resources and put an agent on each host of a gang."""
+"""Wait for room on the cluster and put an agent on each host of a gang.
+
+Ray's scheduler decides what there is room for: a placement group is asked for, and granted or not.
+Where a job takes a range of workers, what the cluster says is free only tells which size to ask
+for next (`sizing.py`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from hotstart.launcher.errors import PlacementTimeout
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.cluster_hosts import look_at_hosts
+from hotstart.launcher.errors import HostLost, PlacementTimeout
 from hotstart.launcher.gang import Gang
-from hotstart.launcher.placement import HostShare, describe, total
+from hotstart.launcher.placement import (
+    GangSize,
+    describe_need,
+    hosts_per_slice,
+    place,
+    size_of,
+    workers_that_fit,
+)
 from hotstart.launcher.plan import AttemptPlan
+from hotstart.launcher.reservation import Reservation, reserve
+from hotstart.launcher.sizing import FALL_S, Sizing, Waiting
 
 _POLL_S = 0.2
 
 
-def place_gang(
-    shares: Sequence[HostShare],
-    first: AttemptPlan,
-    *,
-    spread: bool,
-    timeout_s: float,
-    is_interrupted: Callable[[], bool],
-    tell: Callable[[str], None],
-) -> Gang | None:
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for, and who is told. `timeout_s` is for one placement, all tries together."""
+
+    config: JobConfig
+    timeout_s: float
+    is_interrupted: Callable[[], bool]
+    tell: Callable[[str], None]
+
+
+def place_gang(wishes: Wishes, plan: Callable[[GangSize], AttemptPlan]) -> Gang | None:
     """Wait for the hosts and put an agent on each; None if interrupted meanwhile.
 
-    The agents start processes for the `first` attempt, whose coordinator isn't known yet.
-
-    Says through `tell` what it waits for, every 10 s. Raises `PlacementTimeout` or `HostFailed`.
+    The agents start processes for their first attempt, the plan of which doesn't say the
+    coordinator yet. A host that is lost before its agent has answered is done without: the gang
+    is placed anew. Raises `PlacementTimeout`, or `HostFailed`.
     """
-    import ray
-
-    group = ray.util.placement_group(
-        [share.bundle for share in shares], strategy="STRICT_SPREAD" if spread else "PACK"
-    )
     started = time.monotonic()
-    next_word_s = 2.0
-    while not group.wait(_POLL_S):
-        waited_s = time.monotonic() - started
-        if is_interrupted() or waited_s > timeout_s:
-            ray.util.remove_placement_group(group)
-            if is_interrupted():
-                return None
-            raise PlacementTimeout(f"{_needs(shares)}; gave up after {waited_s:.0f} s "
-                                   "(timeouts.placement_s)")  # fmt: skip
-        if waited_s > next_word_s:
-            next_word_s += 10.0
-            tell(f"{_needs(shares)}; waiting up to {timeout_s:.0f} s")
-    gang = Gang(shares, group)
-    try:
-        started_all = gang.start_agents(first, is_interrupted)
-    except BaseException:
-        gang.close()
-        raise
-    if not started_all:
+    while True:
+        reservation = _reserved(wishes, started)
+        if reservation is None:
+            return None
+        size = size_of(wishes.config, reservation.shares)
+        gang = Gang(reservation, size, lambda held: extra_workers(wishes.config, held))
+        try:
+            if gang.start_agents(plan(size), wishes.is_interrupted):
+                return gang
+        except HostLost as lost:
+            gang.close()
+            if time.monotonic() - started > wishes.timeout_s:
+                raise
+            wishes.tell(f"{lost}; the gang is placed anew")
+            continue
+        except BaseException:
+            gang.close()
+            raise
         gang.close()
         return None
-    return gang
 
 
-def _needs(shares: Sequence[HostShare]) -> str:
-    import ray
+def extra_workers(config: JobConfig, held: Sequence[str]) -> int:
+    """For how many workers there is room beside a gang that is on these nodes."""
+    spread = config.placement == "spread" or config.tpu.topology is not None
+    one_host = config.workers_per_host is None
+    hosts = look_at_hosts()
+    if one_host:  # more of the same host, or nothing
+        hosts = [host for host in hosts if host.node_id in held]
+    elif spread:
+        hosts = [host for host in hosts if host.node_id not in held]
+    return workers_that_fit(config, hosts)
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    free = ray.available_resources()
-    wanted = sorted(total(shares))
-    has = {k: ray.cluster_resources().get(k, 0.0) for k in wanted}
-    return (
-        f"needs {len(shares)} x {describe(shares[0].bundle)} on as many hosts; the cluster has "
-        f"{len(alive)} hosts with {describe(has)}, "
-        f"of which {describe({k: free.get(k, 0.0) for k in wanted})} are free"
+
+def _reserved(wishes: Wishes, started: float) -> Reservation | None:
+    """Room for a gang, granted by Ray; None if interrupted."""
+    config, deadline = wishes.config, started + wishes.timeout_s
+    sizing = Sizing(
+        config.least_workers,
+        config.workers,
+        (config.workers_per_host or 1) * hosts_per_slice(config),
+        time.monotonic(),
+        fall_s=min(FALL_S, wishes.timeout_s / 4),
     )
+    if sizing.is_elastic:
+        sizing.begin(workers_that_fit(config, look_at_hosts()))
+    waiting = Waiting(time.monotonic())
+    reservation = reserve(config, place(config, sizing.wanted))
+    try:
+        while True:
+            granted, now = reservation.wait(_POLL_S), time.monotonic()
+            if wishes.is_interrupted():
+                reservation.release()
+                return None
+            looks = sizing.is_elastic and sizing.looks(now)
+            if granted:
+                extra = extra_workers(config, reservation.node_ids()) if looks else 0
+                if sizing.granted(extra, now):
+                    return reservation
+            elif now > deadline:
+                need = describe_need(config, look_at_hosts())
+                waited = f"gave up after {now - started:.0f} s (timeouts.placement_s)"
+                raise PlacementTimeout(f"{need}; {waited}")
+            elif looks:
+                sizing.refused(workers_that_fit(config, look_at_hosts()), now)
+            if sizing.wanted != size_of(config, reservation.shares).process_count:
+                reservation.release()
+                reservation = reserve(config, place(config, sizing.wanted))
+            elif not granted and waiting.may_speak(now):
+                _speak(wishes, waiting, now, deadline)
+    except BaseException:
+        reservation.release()
+        raise
+
+
+def _speak(wishes: Wishes, waiting: Waiting, now: float, deadline: float) -> None:
+    need, is_first = describe_need(wishes.config, look_at_hosts()), not waiting.has_spoken
+    if waiting.speaks(need, now):
+        left = f"up to {wishes.timeout_s:.0f} s" if is_first else f"another {deadline - now:.0f} s"
+        wishes.tell(f"{need}; waiting {left}")

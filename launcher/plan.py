@@ -47,6 +47,7 @@ class AttemptPlan:
     standby: whether agents keep children ready for the next attempt.
     platform: cpu, gpu or tpu.
     secret_environ: as `environ`, but references that each host resolves; see `secret_env.py`.
+    workers_per_slice: of a TPU; 0 where hosts are not taken by slices.
     limits: how long workers may make no progress; see `watchdog.py`.
     """
 
@@ -66,16 +67,21 @@ class AttemptPlan:
     platform: str = "cpu"
     limits: StillLimits = StillLimits()
     secret_environ: dict[str, str] = field(default_factory=dict)
+    workers_per_slice: int = 0
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """One worker's part; `decided_at` is the host's monotonic time of the attempt's decision."""
+    """One worker's part; `decided_at` is the host's monotonic time of the attempt's decision.
+
+    local_index, local_count: which of its host's workers it is, and how many those are.
+    """
 
     process_index: int
     local_index: int
     decided_at: float
     attempt: AttemptPlan
+    local_count: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

@@ -19,6 +19,7 @@ from hotstart.cache.store import Store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.bucket_lifetime import Lived, lifetime_warnings
+from hotstart.launcher.environ import VISIBLE_GPUS
 from hotstart.launcher.host_warnings import HostWarnings
 from hotstart.launcher.manifest import Manifest
 from hotstart.launcher.manifest_store import ManifestStore
@@ -41,6 +42,9 @@ class RayAgent(Agent):
         import ray
 
         super().__init__(ray.util.get_node_ip_address())
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        if gpus:  # where Ray is told not to set it (RAY_EXPERIMENTAL_NOSET_...)
+            self._environ.setdefault(VISIBLE_GPUS, ",".join(map(str, gpus)))
         self._handed_out = HandedOut()
         self._warnings = HostWarnings()
         logging.getLogger("hotstart").addHandler(self._warnings)
@@ -176,7 +180,7 @@ class HandedOut:
         return ref
 
 
-def create_agent(share: HostShare, group: Any) -> Any:
+def create_agent(share: HostShare, group: Any, bundle_index: int) -> Any:
     """Ask Ray for the agent of one host, in its bundle of a placement group; does not block."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -189,7 +193,7 @@ def create_agent(share: HostShare, group: Any) -> Any:
         resources=bundle or None,
         max_concurrency=_CALLS_AT_ONCE,
         scheduling_strategy=PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=share.host_index
+            group, placement_group_bundle_index=bundle_index
         ),
     )
     return options.remote()

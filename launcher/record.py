@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 PARALLEL_READS = 16
 PARALLEL_WRITES = 16
+_SEARCHED_ATTEMPTS = 32
 
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8}|stop)")
@@ -226,15 +227,23 @@ class RunRecord:
         name = f"attempts/{n:05d}/manifest/{keys:08d}-{size_bytes}"
         self.store.create(f"{self.name}/{name}", manifest.to_json())
 
-    def manifest(self) -> Manifest | None:
-        """The manifest of the latest attempt that has a sound one, or None."""
-        for _, there in sorted(self._attempt_names().items(), reverse=True):
+    def manifest(self, workers: int | None = None) -> Manifest | None:
+        """The manifest of the latest attempt that has a sound one, or None.
+
+        With a number of workers that of the latest attempt of so many, of the last 32 that have
+        one: a manifest of another size is of no use.
+        """
+        kept = [there for _, there in sorted(self._attempt_names().items()) if there.manifests]
+        for there in reversed(kept[-_SEARCHED_ATTEMPTS:] if workers else kept):
             for _, name in sorted(there.manifests.items(), reverse=True):
                 data = self.store.get(name)
                 if data is None:
                     continue
                 try:
-                    return Manifest.from_json(data)
+                    found = Manifest.from_json(data)
+                    if workers is None or found.process_count == workers:
+                        return found
+                    break  # its others are of the same attempt
                 except ManifestError as error:
                     self._warn_once(name, f"is no manifest: {error}; it is skipped")
         return None

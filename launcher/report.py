@@ -100,7 +100,8 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
     workers = sorted((_worker(w) for w in facts.workers), key=lambda w: w["process_index"])
     first_steps = [w["phases"]["first_step"] for w in workers]
     # A worker that died unheard reached no step that anybody knows of.
-    complete = len(workers) == facts.start.get("process_count", len(workers))
+    count = _number(facts.start.get("process_count"))
+    complete = len(workers) == (len(workers) if count is None else count)
     reached = bool(workers) and complete and None not in first_steps
     end = facts.end or {}
     return {
@@ -110,12 +111,20 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "first_worker": end.get("first_worker"),
         "started_at": _iso(facts.start.get("started_at_s")),
         "ended_at": _iso(end.get("ended_at_s")),
+        "process_count": count,
+        "host_count": _number(facts.start.get("host_count")),
+        "workers_wanted": _wanted(facts.start.get("workers")),
         "seconds_to_first_step": max(first_steps) if reached else None,
         "preemption": notices_of(end),
         "differences": [d for stage in facts.differences for d in recorded(stage)],
         "workers": workers,
         "hosts": [_host(host) for host in end.get("hosts") or () if isinstance(host, Mapping)],
     }
+
+
+def _wanted(workers: object) -> dict[str, float | int | None] | None:
+    found = _mapping(workers)
+    return {name: _number(found.get(name)) for name in ("min", "max")} if found else None
 
 
 def _host(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,10 +306,19 @@ def _header(report: Mapping[str, Any]) -> str:
 
 
 def _attempt_line(attempt: Mapping[str, Any]) -> str:
-    line = f"attempt {attempt['attempt']}: {attempt['outcome'] or 'no end recorded'}"
+    line = f"attempt {attempt['attempt']}{_gang_size(attempt)}: "
+    line += attempt["outcome"] or "no end recorded"
     if attempt["reason"]:
         line += f": {attempt['reason']}"
     return line
+
+
+def _gang_size(attempt: Mapping[str, Any]) -> str:
+    """How large a gang it was, where that may differ from attempt to attempt."""
+    wanted = attempt.get("workers_wanted")
+    if not wanted or wanted["min"] == wanted["max"]:
+        return ""
+    return f" ({attempt['process_count']} of {wanted['min']} to {wanted['max']} workers)"
 
 
 def _notes(attempt: Mapping[str, Any]) -> Iterator[str]:

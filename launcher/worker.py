@@ -32,6 +32,7 @@ from hotstart.cache.signing import Keyring
 from hotstart.launcher import context, stacks, standby, worker_facts
 from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
+from hotstart.launcher.environ import VISIBLE_GPUS
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preflight import stages_before_user_code
 from hotstart.launcher.program import print_traceback, run_program
@@ -275,6 +276,11 @@ def _process_zero_first(
             kwargs.setdefault("num_processes", attempt.process_count)
             kwargs.setdefault("process_id", plan.process_index)
             kwargs.setdefault("initialization_timeout", int(attempt.distributed_timeout_s))
+            # Else JAX takes this host's share from Slurm or Open MPI, where it runs under them.
+            kwargs.setdefault("cluster_detection_method", "deactivate")
+            visible = os.environ.get(VISIBLE_GPUS, "")
+            if attempt.platform == "gpu" and visible:
+                kwargs.setdefault("local_device_ids", list(range(len(visible.split(",")))))
             if plan.process_index != 0:
                 _wait_for_listener(attempt)
         stock(*args, **kwargs)

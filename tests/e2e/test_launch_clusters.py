@@ -73,7 +73,7 @@ def test_launch_that_does_not_fit_says_so_and_gives_up(here: Site) -> None:
     assert finished.exit_code == 1, finished.shown
     needs = (
         "needs 3 x {CPU: 1} on as many hosts; the cluster has 2 hosts with {CPU: 2}, of which "
-        "{CPU: 2} are free"
+        "{CPU: 2} are free; lacking: 1 x {CPU: 1} free"
     )
     assert f"hotstart {needs}; waiting up to 3 s\n" in finished.stdout
     assert finished.stderr == f"hotstart: {needs}; gave up after 3 s (timeouts.placement_s)\n"

@@ -19,6 +19,7 @@ from hotstart.launcher.errors import ExitCode, LauncherError, UsageError
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp, WorkerExit
 from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.watchdog import StillLimits
 from tests.simulation.checks import LOST, WAITS
@@ -40,11 +41,15 @@ class AirGang:
     def __init__(self, world: World, checks: OwnerChecks, mine: Acting) -> None:
         self.lost: list[Any] = []
         self.leaving: dict[int, float] = {}
+        self.size = GangSize(1, 1, 1, 1)
         self._world = world
         self._checks = checks
         self._mine = mine
         self._attempt = 0
         self._ends_s = 0.0
+
+    def could_grow(self) -> bool:
+        return False
 
     def fresh_coordinator(self) -> str:
         return "somewhere:1"
@@ -233,7 +238,7 @@ class Drivers:
             self.world.note(f"the end is not recorded: {error}")
 
 
-def _plan(attempt: int, coordinator: str) -> Any:
+def _plan(attempt: int, coordinator: str, size: GangSize) -> Any:
     return SimpleNamespace(attempt=attempt, process_count=1, cache=None, limits=StillLimits())
 
 

@@ -21,6 +21,7 @@ from hotstart.launcher.outcome import (
     Restart,
     WorkerExit,
 )
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
@@ -75,6 +76,8 @@ class FakeGang:
     ) -> None:
         self.lost: list[AgentLost] = []
         self.leaving: dict[int, float] = {}
+        self.size = GangSize(COUNT, 1, COUNT, COUNT)
+        self.grows = False
         self._scripts = scripts
         self._calls = calls
         self._name = name
@@ -94,6 +97,9 @@ class FakeGang:
     def asked(self) -> Answers:
         asked = self._scripts[self._attempt].asked
         return lambda: asked
+
+    def could_grow(self) -> bool:
+        return self.grows
 
     def fresh_coordinator(self) -> str | None:
         return None if self.lost else "host:1234"
@@ -253,7 +259,7 @@ class Bench:
         return FakeGang(self.scripts, self.calls, f"gang {self.placed}", self.clock)
 
 
-def plan(attempt: int, coordinator: str) -> AttemptPlan:
+def plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
     program = Program("train.py", None, (), (), "/")
     return AttemptPlan("run", attempt, COUNT, coordinator, True, 300.0, program, None)
 
@@ -548,9 +554,9 @@ def said(stage: str, *values: str) -> list[WorkerFacts]:
     return [WorkerFacts(i, "host", stage, {"jaxlib": value}) for i, value in enumerate(values)]
 
 
-def strict_plan(attempt: int, coordinator: str) -> AttemptPlan:
+def strict_plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
     cache = CacheConfig("/cache", strict=True)
-    return replace(plan(attempt, coordinator), cache=cache)
+    return replace(plan(attempt, coordinator, size), cache=cache)
 
 
 DIFFERS = "jaxlib differs: 1 on process 0, 2 on process 1"
@@ -584,8 +590,8 @@ def test_loop_workers_that_agree_in_strict_mode_are_let_on_once_all_have_said_al
     assert bench.told.lines == ["attempt 1"]
 
 
-def limited_plan(attempt: int, coordinator: str) -> AttemptPlan:
-    return replace(plan(attempt, coordinator), limits=StillLimits(step_s=60.0))
+def limited_plan(attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
+    return replace(plan(attempt, coordinator, size), limits=StillLimits(step_s=60.0))
 
 
 def still(index: int, step: int) -> Stillness:
@@ -748,3 +754,29 @@ def test_loop_failures_are_forgotten_after_a_steady_stretch() -> None:
     decision = bench.run(failures=1, refill_after_s=3600.0)
     assert decision.exit_code == ExitCode.BUDGET_SPENT
     assert bench.outcomes() == ["failed"] * 3  # without the refill the second were the last
+
+
+def test_loop_places_anew_at_a_restart_where_the_gang_could_grow() -> None:
+    bench = Bench(KILLED, DONE)
+    gangs: list[FakeGang] = []
+    place = bench._place
+
+    def placed(attempt: int) -> FakeGang | None:
+        gang = place(attempt)
+        assert gang is not None
+        gang.size = GangSize(COUNT, len(gangs) + 1, 1, 4)
+        gang.grows = not gangs
+        gangs.append(gang)
+        return gang
+
+    bench._place = placed  # type: ignore[method-assign]
+    assert bench.run().exit_code == ExitCode.DONE
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "start", 1),
+        ("gang 1", "close"),
+        ("gang 2", "start", 2),
+        ("gang 2", "close"),
+    ]
+    starts = [attempt.start for attempt in bench.record.attempts()]
+    assert [start["host_count"] for start in starts] == [1, 2]
+    assert [start["workers"] for start in starts] == [{"min": 1, "max": 4}] * 2

@@ -19,16 +19,18 @@ pytestmark = pytest.mark.unit
 TOP_KEYS = (
     *("name", "entrypoint", "script", "args", "workers", "workers_per_host", "placement"),
     *("resources_per_worker", "platform", "jax_distributed", "working_dir", "cache", "run_dir"),
-    *("restarts", "env", "timeouts"),
+    *("restarts", "env", "timeouts", "labels", "tpu"),
 )
 KEYS = (
     *TOP_KEYS,
     *("location", "mode", "strict", "max_size", "node_dir", "failures", "stop_s", "CPU", "<<"),
+    *("min", "max", "topology", "generation", "workers_min"),
 )
 OVERRIDDEN = (
     *TOP_KEYS,
     *("cache.location", "cache.mode", "cache.strict", "cache.node_dir", "cache.max_size"),
     *("cache.deadline_s", "restarts.failures", "timeouts.stop_s", "env.A"),
+    *("tpu.topology", "tpu.generation", "labels.zone", "workers.min"),
     "resources_per_worker.CPU",
 )
 FRAGMENTS = (
@@ -37,6 +39,7 @@ FRAGMENTS = (
     *("'", '"', "|\n  ", "\t", "---", "...", "\0", "\x85", "\u2028", "\ufeff", "é", "\\ud800"),
     *("${", "}", "${name}", "${oc.env:HOME}", "${oc.decode:'[1'}", "\\", "???", "9" * 5000),
     *("train.py", "train:main", "gs://b/p", "gpu", "off", "null", "1", "-1", "1e999", "nan"),
+    *("2..8", "8..2", "tpu", "4x4", "v6e", "!a", "in(a,b)"),
 )
 scalars = st.one_of(
     st.none(),

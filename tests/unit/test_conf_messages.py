@@ -13,8 +13,8 @@ pytestmark = pytest.mark.unit
 
 TOP = (
     "name, entrypoint, script, args, resume, workers, workers_per_host, resources_per_worker, "
-    "placement, platform, jax_distributed, working_dir, cache, require_warm, run_dir, restarts, "
-    "env, secret_env, cost_per_worker_hour, timeouts"
+    "labels, placement, platform, tpu, jax_distributed, working_dir, cache, require_warm, run_dir, "
+    "restarts, env, secret_env, cost_per_worker_hour, timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "

@@ -13,8 +13,9 @@ from hotstart.conf.load import job_from_yaml, load_job
 pytestmark = pytest.mark.unit
 
 TOP = (
-    "name, entrypoint, script, args, workers, workers_per_host, resources_per_worker, placement, "
-    "platform, jax_distributed, working_dir, cache, run_dir, restarts, env, timeouts"
+    "name, entrypoint, script, args, workers, workers_per_host, resources_per_worker, labels, "
+    "placement, platform, tpu, jax_distributed, working_dir, cache, run_dir, restarts, env, "
+    "timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "

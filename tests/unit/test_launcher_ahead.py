@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import logging
 import threading
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,6 +15,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import Versions
 from hotstart.launcher.manifest import Manifest, ManifestEntry
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 
 pytestmark = pytest.mark.unit
@@ -49,6 +51,7 @@ class FakeGang:
 
     def __init__(self, stored: bytes | None = None) -> None:
         self.stored = stored
+        self.size = GangSize(1, 1, 1, 1)
         self.sent: list[tuple[int, Manifest]] = []
         self.saved: list[Manifest] = []
         self.looked = 0
@@ -75,7 +78,7 @@ def record(store):
 
 
 def ahead_of(record, *, is_new: bool = True, mode: Any = "read-write", **fields: Any) -> Ahead:
-    settings = AheadSettings(JOB, CacheConfig("/cache", mode=mode), "cpu", 1, **fields)
+    settings = AheadSettings(lambda _: JOB, CacheConfig("/cache", mode=mode), "cpu", **fields)
     return Ahead(settings, record, VERSIONS, is_new=is_new)
 
 
@@ -248,3 +251,58 @@ def test_installed_versions_are_those_of_this_environment() -> None:
 
     expected = Versions(jax.__version__, jaxlib.__version__, "gpu")
     assert installed_versions("gpu") == expected
+
+
+def of_size(workers: int, *keys: str) -> Manifest:
+    return replace(manifest(*keys), process_count=workers)
+
+
+class SizedGang(FakeGang):
+    """A gang of some size; the cache's location keeps a manifest for each fingerprint."""
+
+    location: ClassVar[dict[str, bytes]] = {}
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()
+        self.size = GangSize(workers, 1, 1, 4)
+
+    def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
+        self.looked += 1
+        return self.location.get(fingerprint)
+
+    def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
+        self.location[fingerprint] = manifest_json
+
+
+def sized(record, *, is_new: bool = True) -> Ahead:
+    settings = AheadSettings(lambda workers: f"job of {workers}", CacheConfig("/cache"), "cpu")
+    return Ahead(settings, record, VERSIONS, is_new=is_new)
+
+
+def test_ahead_sends_each_size_what_that_size_asked_for(record, monkeypatch) -> None:
+    monkeypatch.setattr(SizedGang, "location", {})
+    ahead = sized(record)
+    learn(ahead, SizedGang(4), "a4", "b4", attempt=1)
+    assert send(ahead, SizedGang(2), 2) == []  # nothing of another size
+    learn(ahead, SizedGang(2), "a2", attempt=2)
+    assert send(ahead, SizedGang(4), 3) == [(3, of_size(4, "a4", "b4"))]
+    assert send(ahead, SizedGang(2), 4) == [(4, of_size(2, "a2"))]
+    assert sorted(SizedGang.location) == ["job of 2", "job of 4"]
+
+
+def test_ahead_of_a_restart_finds_both_sizes_in_the_record(record, monkeypatch) -> None:
+    monkeypatch.setattr(SizedGang, "location", {})
+    ahead = sized(record)
+    learn(ahead, SizedGang(4), "a4", attempt=1)
+    learn(ahead, SizedGang(2), "a2", attempt=2)
+    SizedGang.location.clear()
+    for workers, key in ((4, "a4"), (2, "a2")):
+        again = sized(record, is_new=False)
+        again.recall()
+        assert send(again, SizedGang(workers), 3) == [(3, of_size(workers, key))]
+    assert send(sized(record, is_new=False), SizedGang(3), 3) == []
+
+
+def test_ahead_takes_no_manifest_of_another_size_from_the_location(record, monkeypatch) -> None:
+    monkeypatch.setattr(SizedGang, "location", {"job of 2": of_size(4, "a").to_json()})
+    assert send(sized(record), SizedGang(2), 1) == []

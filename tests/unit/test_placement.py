@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from hotstart.conf.schema import JobConfig
-from hotstart.launcher.placement import HostShare, describe, place, total
+from hotstart.conf.schema import JobConfig, TpuSection
+from hotstart.launcher.cluster import check_hosts
+from hotstart.launcher.errors import UsageError
+from hotstart.launcher.placement import (
+    SLICE_LABEL,
+    Host,
+    HostShare,
+    describe,
+    describe_need,
+    is_suitable,
+    place,
+    total,
+    workers_that_fit,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -47,3 +61,127 @@ def test_total_adds_up_all_hosts() -> None:
 
 def test_describe_sorts_and_writes_whole_numbers_without_a_point() -> None:
     assert describe({"GPU": 8.0, "CPU": 0.5}) == "{CPU: 0.5, GPU: 8}"
+
+
+def host(name: str = "a", total: float = 8, free: float | None = None, **labels: str) -> Host:
+    gpus = {"GPU": total}
+    return Host(name, labels, gpus, gpus if free is None else {"GPU": free})
+
+
+def job(workers: int = 8, least: int | None = None, **more: Any) -> JobConfig:
+    options = {"workers_per_host": 2, "resources_per_worker": {"GPU": 4.0}, **more}
+    return JobConfig(workers=workers, workers_min=least, **options)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "spread", "packed"),
+    [
+        ([], 0, 0),
+        ([host("a")], 2, 2),
+        ([host("a", free=7.9)], 0, 0),
+        ([host("a", 16), host("b", 24)], 4, 8),
+        ([host("a"), host("b", free=0), host("c")], 4, 4),
+        ([host(str(i)) for i in range(9)], 8, 8),
+    ],
+)
+def test_workers_that_fit_counts_hosts_or_places(
+    hosts: list[Host], spread: int, packed: int
+) -> None:
+    assert workers_that_fit(job(), hosts) == spread
+    assert workers_that_fit(job(placement="pack"), hosts) == packed
+
+
+def test_workers_that_fit_on_one_host_are_those_of_the_largest() -> None:
+    config = job(workers_per_host=None)
+    assert workers_that_fit(config, [host("a", 8), host("b", 12)]) == 3
+    assert workers_that_fit(config, [host("a", 1000)]) == 8
+
+
+@pytest.mark.parametrize(
+    ("selector", "taken"),
+    [("a", "a"), ("!a", "bn"), ("in(a,b)", "ab"), ("!in(a,b)", "n"), ("c", "")],
+)
+def test_labels_select_hosts(selector: str, taken: str) -> None:
+    hosts = [host("a", zone="a"), host("b", zone="b"), host("n")]
+    config = job(labels={"zone": selector})
+    assert "".join(h.node_id for h in hosts if is_suitable(config, h.labels)) == taken
+    assert workers_that_fit(config, hosts) == 2 * len(taken)
+
+
+def test_workers_that_fit_on_slices_are_those_of_whole_ones() -> None:
+    tpus = {"TPU": 4.0}
+    config = JobConfig(
+        workers=12,
+        workers_min=4,
+        workers_per_host=1,
+        resources_per_worker=tpus,
+        platform="tpu",
+        tpu=TpuSection("4x4", "v6e"),
+    )
+
+    def of_slice(name: str, count: int, busy: int = 0) -> list[Host]:
+        free = [{"TPU": 0.0}] * busy + [tpus] * (count - busy)
+        return [Host(f"{name}{i}", {SLICE_LABEL: name}, tpus, free[i]) for i in range(count)]
+
+    lone = [Host("lone", {}, tpus, tpus)]
+    assert workers_that_fit(config, of_slice("a", 4)) == 4
+    assert workers_that_fit(config, of_slice("a", 4, busy=1) + of_slice("b", 3) + lone * 4) == 0
+    everything = [h for name in "abcd" for h in of_slice(name, 4)]
+    assert workers_that_fit(config, everything) == 12
+    assert "lacking: 1 whole slice that no one uses" in describe_need(config, of_slice("a", 3))
+
+
+@pytest.mark.parametrize(
+    ("config", "hosts", "expected"),
+    [
+        (
+            job(4),
+            [host("a")],
+            "needs 2 x {GPU: 8} on as many hosts; the cluster has 1 host with {GPU: 8}, of which "
+            "{GPU: 8} are free; lacking: 1 x {GPU: 8} free",
+        ),
+        (
+            job(4, placement="pack"),
+            [host("a", free=0), host("b", 4)],
+            "needs 2 x {GPU: 8}; the cluster has 2 hosts with {GPU: 12}, of which {GPU: 4} are "
+            "free; lacking: 2 x {GPU: 8} free",
+        ),
+        (
+            job(2, labels={"zone": "b"}),
+            [host("a", zone="a"), host("b", 4, zone="b")],
+            "needs 1 x {GPU: 8} on one host labeled zone=b; the cluster has 2 hosts with "
+            "{GPU: 12}, of which {GPU: 12} are free; lacking: 1 x {GPU: 8} free (1 of the hosts "
+            "is labeled otherwise; none of them is that large, the largest have {GPU: 4})",
+        ),
+        (
+            job(8, 4, resources_per_worker={"NPU": 1.0}),
+            [host("a"), host("b")],
+            "needs 2 x {NPU: 2} on as many hosts, for 4 workers (at most 8); the cluster has 2 "
+            "hosts with {NPU: 0}, of which {NPU: 0} are free; lacking: 2 x {NPU: 2} free (none of "
+            "them has NPU)",
+        ),
+        (
+            job(4, workers_per_host=None),
+            [host("a")],
+            "needs 1 x {GPU: 16} on one host; the cluster has 1 host with {GPU: 8}, of which "
+            "{GPU: 8} are free; lacking: a host with {GPU: 16} free (none of them is that large, "
+            "the largest have {GPU: 8})",
+        ),
+    ],
+)
+def test_describe_need_names_what_is_lacking(
+    config: JobConfig, hosts: list[Host], expected: str
+) -> None:
+    assert describe_need(config, hosts) == expected
+
+
+def test_ray_that_is_started_here_has_no_labels_of_a_users() -> None:
+    shares = place(JobConfig())
+    check_hosts("local", shares, spread=True, labels={"zone": "!a", "ray.io/x": "y"})
+    check_hosts("host:6379", shares, spread=True, labels={"zone": "a"})
+    with pytest.raises(UsageError) as caught:
+        check_hosts("local", shares, spread=True, labels={"zone": "a"})
+    assert str(caught.value) == (
+        "Ray is started here, on a host without labels; the job needs zone=a: use --address, or "
+        "leave labels out"
+    )

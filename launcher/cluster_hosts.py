@@ -1,0 +1,64 @@
+"""What the cluster's hosts have, and what of it is free, as Ray's GCS knows it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from hotstart.launcher.errors import first_line
+from hotstart.launcher.placement import Host
+
+logger = logging.getLogger(__name__)
+
+_CALL_S = 10
+
+
+def look_at_hosts() -> list[Host]:
+    """The nodes that are alive; a release or a death shows about a second later.
+
+    Ray has no other public call that tells per node what is free (it needs no autoscaler, and no
+    dashboard). Where it does not answer as expected, all that a host has is taken to be free, and
+    Ray's scheduler has the last word in any case. Blocks for milliseconds.
+    """
+    import ray
+
+    free: dict[str, dict[str, float]] = {}
+    try:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+
+        status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=_CALL_S)
+        for node in (*status.active_nodes, *status.idle_nodes):
+            if node.node_id:
+                free[node.node_id] = node.available_resources()
+    except Exception as error:
+        logger.info("what is free on each host is not known: %s", first_line(error))
+    return [
+        Host(
+            node["NodeID"],
+            dict(node.get("Labels") or {}),
+            dict(node["Resources"]),
+            free.get(node["NodeID"], dict(node["Resources"])),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether Ray counts a node as alive; False also where it doesn't say."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+    return False
+
+
+def gone_among(node_ids: Sequence[str]) -> list[int]:
+    """The places in this list of the nodes that Ray has given up; none where it doesn't say."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        dead = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        return [index for index, node_id in enumerate(node_ids) if node_id in dead]
+    return []

@@ -1,0 +1,57 @@
+"""What Ray has granted, or is asked for: the bundles of a gang's hosts, in a placement group."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.placement import HostShare
+
+
+class Reservation:
+    """A placement group with one bundle for each host, in order. Nothing blocks but `wait`."""
+
+    def __init__(self, shares: Sequence[HostShare], group: Any) -> None:
+        self.shares = tuple(shares)
+        self.group = group
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether Ray has granted it by then."""
+        return bool(self.group.wait(timeout_s))
+
+    def bundle_index(self, host_index: int) -> int:
+        """Which of the group's bundles is a host's."""
+        return host_index
+
+    def node_ids(self) -> list[str]:
+        """Ray's ids of the nodes that the bundles are on, by host index."""
+        import ray
+
+        table = ray.util.placement_group_table(self.group)
+        nodes = table.get("bundles_to_node_id") or {}
+        return [str(nodes.get(index, "")) for index in range(len(self.shares))]
+
+    def release(self) -> None:
+        """Give it back, granted or not; also what runs in it ends."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.util.remove_placement_group(self.group)
+
+
+def reserve(config: JobConfig, shares: Sequence[HostShare]) -> Reservation:
+    """Ask Ray for a gang's hosts; returns at once."""
+    import ray
+
+    if config.tpu.topology is not None:
+        from hotstart.launcher.slices import SliceReservation
+
+        return SliceReservation(config, shares)
+    group = ray.util.placement_group(
+        [share.bundle for share in shares],
+        strategy="STRICT_SPREAD" if config.placement == "spread" else "PACK",
+        bundle_label_selector=[dict(config.labels) for _ in shares] if config.labels else None,
+    )
+    return Reservation(shares, group)
