@@ -60,6 +60,7 @@ def test_readme_commands_are_the_ones_that_run_here() -> None:
         "hotstart runs",
         "hotstart restart latest",
         "hotstart report latest",
+        "hotstart report latest --html run.html",
         "hotstart submit examples/bytelm/job.yaml --bucket gs://BUCKET --address http://HEAD:8265",
     }
 
@@ -83,6 +84,8 @@ def test_readme_launch_kill_restart_report(user: Site) -> None:
     assert restarted.exit_code == 0, restarted.shown
     assert re.search(r"\] step 60 loss", restarted.stdout)
     assert not re.search(r"\] step 1 loss", restarted.stdout)
+    written = user.run(*arguments("hotstart report latest --html run.html"))
+    assert (user.folder / "run.html").exists(), written.shown
     reported = user.run("report", "latest")
     assert "attempt 1 cold" in reported.stdout and "attempt 2 warm" in reported.stdout
 
@@ -131,7 +134,7 @@ def test_readme_snippets_run(tmp_path: Path) -> None:
 
 
 def test_help_of_every_command_has_examples(user: Site) -> None:
-    for command in ("launch", "restart", "submit", "runs", "report"):
+    for command in ("launch", "restart", "submit", "runs", "report", "status", "logs", "stop"):
         helped = user.run(command, "--help")
         assert helped.exit_code == 0
         assert f"hotstart {command}" in helped.stdout.partition("Examples:")[2], helped.shown
