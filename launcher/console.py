@@ -5,25 +5,30 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import logging
 import os
 import select
+import shutil
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TextIO
 
 from hotstart.launcher.outcome import GiveUp, Outcome, Restart
+from hotstart.launcher.panel import Panel
 from hotstart.launcher.workers import LEFT_OUT, Output, Reached
 
 _COLORS = (36, 35, 33, 32, 34, 31)
 _LIMIT_CHARS = 4 << 20
 _FULL_WAIT_S = 0.5
 _FLUSH_S = 2.0
+_REDRAW_S = 0.5
 _WRITE_BYTES = 4096  # a pipe takes this much whole (PIPE_BUF), so lines stay whole
 
 
 class Console:
-    """A `Watcher` that writes plain lines, colored where `stream` is a terminal.
+    """A `Watcher` that writes lines; where `stream` is a terminal, in color and above a panel.
 
     Nothing here blocks for long, whatever reads the stream: what finds no room is left out, and
     a line says so. Where the reader has gone, all is left out.
@@ -38,7 +43,9 @@ class Console:
             stream.reconfigure(errors="backslashreplace")
         self._colored = stream.isatty()
         left_out = f"{self._paint('hotstart', 1)} {LEFT_OUT}\n"
-        self._printer = Printer(stream, left_out)
+        self._panel = Panel(run)
+        self._has_panel = self._colored and os.environ.get("TERM", "dumb") != "dumb"
+        self._printer = Printer(stream, left_out, bottom=self._draw if self._has_panel else None)
         atexit.register(self.flush)
 
     def say(self, text: str) -> None:
@@ -52,7 +59,19 @@ class Console:
         """
         return self._printer.flush(timeout_s)
 
+    def take_logs(self) -> None:
+        """Have log lines for standard error printed above the panel, which would wipe them out."""
+        if not self._has_panel or not sys.stderr.isatty():
+            return
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+                handler.setStream(_Above(self._printer))
+
+    def _draw(self) -> str:
+        return self._panel.drawn(shutil.get_terminal_size().columns)
+
     def attempt_started(self, attempt: int) -> None:
+        self._panel.attempt_started(attempt)
         self.say(f"{self._run}: attempt {attempt} started")
 
     def output(self, output: Output) -> None:
@@ -61,7 +80,7 @@ class Console:
         self._printer.offer("".join(f"{prefix} {line}\n" for line in output.lines))
 
     def reached(self, reached: Reached) -> None:
-        pass
+        self._panel.reached(reached)
 
     def differs(self, attempt: int, difference: str) -> None:
         self.say(f"attempt {attempt}: warning: {difference}")
@@ -79,6 +98,8 @@ class Console:
             text += f"; restarting{wait} ({decision.budgets_left.failures} failures and "
             text += f"{decision.budgets_left.preemptions} preemptions left)"
         self.say(text)
+        if isinstance(decision, GiveUp):
+            self._printer.take_bottom_away()
         if isinstance(decision, GiveUp) and not self.flush() and outcome.kind == "interrupted":
             self._printer.abandon()  # who wants it to stop must not wait for what comes after
 
@@ -86,17 +107,38 @@ class Console:
         return f"\033[{code}m{text}\033[0m" if self._colored else text
 
 
+class _Above(io.TextIOBase):
+    """A stream that prints what is written to it, and never waits for that."""
+
+    def __init__(self, printer: Printer) -> None:
+        self._printer = printer
+
+    def write(self, text: str) -> int:
+        self._printer.put(text)
+        return len(text)
+
+
 class Printer:
     """Writes texts in order from a thread of its own.
 
-    `left_out` is printed where texts are missing. The stream's own buffer is passed by: a thread
-    that is stuck in it would keep its lock, and the interpreter could not end.
+    `left_out` is printed where texts are missing. `bottom` gives what stands below the last line,
+    and is drawn anew after each text and each half second. The stream's own buffer is passed by: a
+    thread that is stuck in it would keep its lock, and the interpreter could not end.
     """
 
-    def __init__(self, stream: TextIO, left_out: str, limit_chars: int = _LIMIT_CHARS) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        left_out: str,
+        limit_chars: int = _LIMIT_CHARS,
+        *,
+        bottom: Callable[[], str] | None = None,
+    ) -> None:
         self._stream = stream
         self._left_out = left_out
         self._limit_chars = limit_chars
+        self._bottom = bottom
+        self._drawn = ""
         self._fd: int | None = None
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -145,6 +187,13 @@ class Printer:
                 self._owes_left_out = True
             return done
 
+    def take_bottom_away(self) -> None:
+        """Draw no more below the last line."""
+        with self._changed:
+            if self._bottom is not None:
+                self._bottom = None
+                self._append("")
+
     def abandon(self) -> None:
         """Write no more, and let nobody else block on the stream either."""
         with self._changed:
@@ -169,18 +218,27 @@ class Printer:
     def _write_texts(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._texts)
-                text = self._texts.popleft()
+                wait_s = None if self._bottom is None else _REDRAW_S
+                self._changed.wait_for(lambda: self._texts, wait_s)
+                text = self._texts.popleft() if self._texts else ""
                 self._queued_chars -= len(text)
                 self._writing = True
+                bottom = None if self._texts else self._bottom
                 self._changed.notify_all()
             try:
-                self._write(text)
+                self._write_above(text, bottom() if bottom is not None else "")
             except (OSError, ValueError):  # its reader has gone, or its disk is full
                 self.abandon()
             with self._changed:
                 self._writing = False
                 self._changed.notify_all()
+
+    def _write_above(self, text: str, bottom: str) -> None:
+        if not text and bottom == self._drawn:
+            return
+        wiped = f"\r\033[{self._drawn.count(chr(10))}A\033[J" if self._drawn else ""
+        self._drawn = bottom
+        self._write(f"{wiped}{text}{bottom}")
 
     def _write(self, text: str) -> None:
         if self._fd is None:

@@ -56,6 +56,7 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
 
     stream = sys.stderr if as_json else sys.stdout
     console = Console(run.name, run.config.workers, stream)
+    console.take_logs()
 
     def interrupt(number: int, frame: object) -> None:
         run.interrupt()

@@ -56,12 +56,14 @@ class FirstStep:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a worker is now: the last phase that it has behind it, and its last step."""
+    """Where a worker is now: the last phase that it has behind it, its last step, its programs."""
 
     process_index: int
     host: str
     phase: str
     last_step: int | None
+    hits: int = 0
+    compiled: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,9 @@ class WorkerProcess:
         phase = next((p for p in reversed(PHASES) if self.report["phases"].get(p) is not None), "")
         step = self.report.get("last_step")
         step = step if isinstance(step, int) else None
-        reached = Reached(self.plan.process_index, socket.gethostname(), phase, step)
+        index, cache = self.plan.process_index, self.report["cache"]
+        hits, compiled = (_whole(cache.get(name)) or 0 for name in ("hits", "compiled"))
+        reached = Reached(index, socket.gethostname(), phase, step, hits, compiled)
         before, now = self._reached, time.monotonic()
         if reached == before:
             return
