@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
 import zstandard
+from click.testing import CliRunner
 
 from hotstart.cache.store import open_store
+from hotstart.launcher.cli import main
 from tests.support.recorded_runs import KEYS, fill, record_run
 
 pytestmark = pytest.mark.contract
@@ -26,25 +26,28 @@ def test_cache_page_has_all_its_commands() -> None:
     assert names == {"ls", "stats", "show", "gc", "pin", "unpin", "export", "import"}
 
 
-def test_cache_page_commands_run_as_they_stand_there(bucket: str, tmp_path: Path) -> None:
+def test_cache_page_commands_run_as_they_stand_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(open_store(f"{bucket}/cache"), 0)
     record_run(f"{bucket}/runs", "lm-1", f"{bucket}/cache", [KEYS[0]], state="running")
     stock = tmp_path / "jax-cache"
     stock.mkdir()
     (stock / f"{KEYS[1]}-cache").write_bytes(zstandard.compress(bytes(4) + b"executable"))
-    script = "".join(BLOCKS).replace("gs://bucket", bucket).replace("/tmp/", f"{tmp_path}/")
-    runner = tmp_path / "hotstart"
-    runner.write_text(f'#!/bin/sh\nexec {sys.executable} -m hotstart.launcher.cli "$@"\n')
-    runner.chmod(0o755)
-    done = subprocess.run(
-        ["bash", "-eu", "-o", "pipefail", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{tmp_path}/baked/cache: 1 entries of bundle.tar: 1 new" in done.stdout
-    assert f"{bucket}/other: 1 entries of -: 1 new" in done.stdout
-    assert f"{tmp_path}/for-jax: 2 entries of {bucket}/cache for stock JAX: 2 new" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOTSTART_HOME", str(tmp_path / "home"))
+    told = []
+    for line in "".join(BLOCKS).splitlines():
+        line = line.replace("gs://bucket", bucket).replace("/tmp/", f"{tmp_path}/")
+        sent, _, command = line.rpartition(" | ")
+        done = CliRunner().invoke(
+            main,
+            shlex.split(command)[1:],
+            input=Path(sent.removeprefix("cat ")).read_bytes() if sent else None,
+        )
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+        told.append(done.stdout)
+    shown = "".join(told)
+    assert f"{tmp_path}/baked/cache: 1 entries of bundle.tar: 1 new" in shown
+    assert f"{bucket}/other: 1 entries of -: 1 new" in shown
+    assert f"{tmp_path}/for-jax: 2 entries of {bucket}/cache for stock JAX: 2 new" in shown

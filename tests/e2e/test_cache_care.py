@@ -52,7 +52,7 @@ def test_cache_of_a_live_run_is_kept_and_its_bundle_starts_another_place_warm(he
     ours, theirs = here.root / "cache", here.root / "theirs"
     running = here.start_launch("job.yaml", f"cache.location={ours}")
     running.wait_for(r"^\[[01]\] value 4\.0", count=2)
-    running.wait_for("first step|step 1|steps")
+    running.wait_for(r"first step after")
     stored = entries(ours)
     collected = cache(here, "gc", str(ours), "--max-size", "1")
     [run] = here.run_names()

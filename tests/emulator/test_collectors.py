@@ -14,14 +14,13 @@ import pytest
 from hotstart.cache.entry import EntryMeta, encode, entry_name
 from hotstart.cache.pins import BY_KEY, PinFacts, pin
 from hotstart.cache.store import open_store
-from tests.support.collecting import KEYS, payload
+from tests.support.collecting import NEEDED, PINNED, payload
 from tests.support.recorded_runs import record_run
 
 pytestmark = pytest.mark.emulator
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = 20 if os.environ.get("HOTSTART_LONG") else 1
-PINNED, NEEDED = KEYS[:2], KEYS[2:4]
 
 
 @pytest.mark.parametrize("kind", ["directory", "gcs"])
