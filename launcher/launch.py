@@ -187,6 +187,7 @@ class Run:
             raise
         except Exception as error:
             decision = GiveUp(ExitCode.JOB_FAILED, str(error))
+            may_restart = type(error).__module__.partition(".")[0] == "ray"  # its cluster went
             raise
         finally:
             self._ownership.stop()
