@@ -171,7 +171,8 @@ if True:
         "main": sys.modules["__main__"].Here is Here, "name": __name__,
         "threads": sorted(t.name for t in threading.enumerate()),
         "main_thread": threading.current_thread() is threading.main_thread(),
-        "signals": {str(n): str(signal.getsignal(n)) for n in signal.valid_signals()},
+        "signals": {str(n): getattr(h, "__qualname__", str(h))
+                    for n in signal.valid_signals() for h in [signal.getsignal(n)]},
         "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
         "policy": os.sched_getscheduler(0),
         "environ": {k: v for k, v in os.environ.items() if k not in ("HOTSTART_WORKER",)},
