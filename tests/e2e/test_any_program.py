@@ -54,7 +54,7 @@ def _questions(here: Site) -> dict[str, str]:
 PUBLIC = {
     "gooomoku": Public(
         "https://github.com/SMlc666/gooomoku",
-        "96f90e93909079bc635563e5e7c0b30f8e3ec0a",
+        "996f90e93909079bc635563e5e7c0b30f8e3ec0a",
         workers=1,
         checkpoint="gooomoku.pkl",
     ),
@@ -96,6 +96,7 @@ def test_public_program_unchanged_restarts_without_a_compilation(here: Site, nam
     await_true(
         lambda: checkpoint.exists() or not is_running(launched.pid), PATIENCE_S, launched.output
     )
+    assert checkpoint.exists(), launched.output()
     kill_worker(here, public.workers - 1)
     finished = launched.wait(PATIENCE_S)
 

@@ -57,8 +57,15 @@ class Fit:
         return read_report(self.run)
 
     def held(self) -> list[int]:
-        """The workers that have reported their first checkpoint and wait."""
-        await_true(lambda: len(list(self.folder.glob("holding-*"))) == 2, 120, self._shown)
+        """The workers, once they wait after a checkpoint that the controller knows of."""
+        taken = self.run / "checkpoint_manager_snapshot.json"
+        await_true(lambda: len(list(self.folder.glob("holding-*"))) == 2, 200, self._shown)
+        await_true(taken.exists, 60, self._shown)
+
+        def is_told() -> bool:
+            return [w.stats.requests for w in self.report().workers] == [len(PROGRAMS)] * 2
+
+        await_true(is_told, 30, lambda: str(self.report()))
         return sorted(int(p.name.partition("-")[2]) for p in self.folder.glob("holding-*"))
 
     def loss(self) -> str:
