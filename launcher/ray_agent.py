@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
@@ -23,6 +23,7 @@ from hotstart.launcher.environ import VISIBLE_GPUS
 from hotstart.launcher.host_warnings import HostWarnings
 from hotstart.launcher.manifest import Manifest
 from hotstart.launcher.manifest_store import ManifestStore
+from hotstart.launcher.metrics import HostMetrics
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.store_check import check_store
 
@@ -48,6 +49,7 @@ class RayAgent(Agent):
         self._handed_out = HandedOut()
         self._warnings = HostWarnings()
         logging.getLogger("hotstart").addHandler(self._warnings)
+        self._metrics = HostMetrics(self._worker_reports)
 
     def describe(self) -> tuple[HostInfo, str]:  # type: ignore[override]
         """Where this agent lives, and Ray's id of the node."""
@@ -122,6 +124,16 @@ class RayAgent(Agent):
             data = self.cache.hand_out(key, digest)
             ref = None if data is None else self._handed_out.add(key, digest, data)
         return [] if ref is None else [ref]
+
+    def close(self) -> None:
+        """See `Agent`."""
+        self._metrics.close()
+        super().close()
+
+    def _worker_reports(self) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+        for worker in self._workers:
+            attempt = worker.plan.attempt
+            yield attempt.run, attempt.attempt, worker.plan.process_index, worker.report
 
     def _store(self, cache: CacheConfig) -> Store:
         return open_sealed(
