@@ -41,7 +41,7 @@ from hotstart.cache.store import ObjectStat, Store, open_store
 MAX_UNPACKED_BYTES = 16 << 30
 WRITER = "stock JAX"
 _FILE = re.compile(r"([!-.0-~]{1,200}-[0-9a-f]{64})-cache")  # no slash
-_FOLDER = re.compile(rb"[ -~]{0,400}xla_gpu_per_fusion_autotune_cache_dir")
+_FOLDER = re.compile(rb"(?:gs://|/)[ -~]{0,400}xla_gpu_per_fusion_autotune_cache_dir")
 _ELF_MACHINES = {62: "cpu", 183: "cpu", 243: "cpu", 21: "cpu", 190: "gpu", 224: "gpu"}
 _CHUNK_BYTES = 1 << 20
 _OVERLAP = 512
@@ -193,7 +193,9 @@ def _unpack_zlib(data: bytes) -> Iterator[bytes]:
 
 def _found_folder(window: bytes) -> bytes:
     match = _FOLDER.search(window)
-    return b"" if match is None else match[0]
+    if match is None:
+        return b""
+    return match[0][1:] if match[0].startswith(b"//") else match[0]  # a length that is a slash
 
 
 def _elf_machine(window: bytes) -> int | None:

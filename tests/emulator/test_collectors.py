@@ -38,10 +38,10 @@ def test_collectors_at_once_lose_nothing_kept_and_readers_see_misses_alone(
     record_run(str(tmp_path / "runs"), "lm-1", "/other", NEEDED, state="running")
     stop = tmp_path / "stop"
     roles = [
-        ["collect", 10, str(tmp_path / "runs")],
-        ["collect", 10, str(tmp_path / "runs")],
-        ["use", 60, "1"],
-        ["use", 60, "2"],
+        ["collect", 6, str(tmp_path / "runs")],
+        ["collect", 6, str(tmp_path / "runs")],
+        ["use", 40, "1"],
+        ["use", 40, "2"],
         ["watch", 20, *PINNED, *NEEDED],
     ]
     processes = [

@@ -154,12 +154,13 @@ result = call(step)
     assert lab.start(location)["compiled"] == []
 
 
-def test_key_of_devices_that_are_no_cpus_is_left_to_jax(lab, location):
+def test_key_of_devices_is_left_to_jax_but_for_cpus_of_several_processes(lab, location):
     code = """
 import hashlib
 from types import SimpleNamespace
 from jax._src import cache_key
 stock = cache_key._hash_accelerator_config
+process_count = jax.process_count
 def _hash_accelerator_config(hash_obj, accelerators):
     hash_obj.update(b"by jax")
 cache_key._hash_accelerator_config = _hash_accelerator_config
@@ -170,12 +171,19 @@ try:
         hash_obj = hashlib.sha256()
         cache_key._hash_accelerator_config(hash_obj, SimpleNamespace(flat=iter([device])))
         return hash_obj.hexdigest() == hashlib.sha256(b"by jax").hexdigest()
-    result = {platform: digest(platform) for platform in ("cpu", "gpu", "tpu")}
+    result = {}
+    for count in (1, 2):
+        jax.process_count = lambda: count
+        result[count] = [p for p in ("cpu", "gpu", "tpu") if digest(p)]
 finally:
+    jax.process_count = process_count
     cache.disable()
     cache_key._hash_accelerator_config = stock
 """
-    assert lab.run(code, location=location) == {"cpu": False, "gpu": True, "tpu": True}
+    assert lab.run(code, location=location) == {
+        "1": ["cpu", "gpu", "tpu"],
+        "2": ["gpu", "tpu"],
+    }
 
 
 def test_enable_twice_alike_is_silent_and_otherwise_one_warning_that_names_both(

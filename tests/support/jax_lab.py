@@ -69,7 +69,7 @@ def jax_lab(home: Path) -> Iterator[JaxLab]:
     """Run a lab as long as the context lasts."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(_ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
         "JAX_PLATFORMS": "cpu",
         "HOTSTART_HOME": str(home),
     }

@@ -36,10 +36,10 @@ def test_parse_stock_reads_seconds_and_platform_and_keeps_the_bytes(
 
 
 def test_parse_stock_finds_the_folder_across_pieces() -> None:
-    more = b"x" * ((1 << 20) - len(executable()) - 10) + b"\n" + FOLDER + b"\0rest"
-    assert parse_stock(KEY, zstandard.compress(executable(more=more))).autotune_folder == (
-        FOLDER.decode()
-    )
+    for length in (b"j", b"/"):  # that goes before it
+        more = b"x" * ((1 << 20) - len(executable()) - 10) + b"\n" + length + FOLDER + b"\0rest"
+        found = parse_stock(KEY, zstandard.compress(executable(more=more)))
+        assert found.autotune_folder == FOLDER.decode()
 
 
 @pytest.mark.parametrize("compress", [zstandard.compress, zlib.compress])
