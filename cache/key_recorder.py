@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _DIGEST_HEX = 32
 _UNSET = ("", '""', "b''", "[]", "None", "False", "false", "0", "0.0")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SOURCES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -195,7 +197,7 @@ def description_of(recorded: Recorded, names: Sequence[str], reader: Reader) -> 
         devices=_or_nothing(lambda: _devices(recorded.devices, reader.device_count()), {}),
         compression=texts[0],
         hook=texts[1],
-        settings={name: str(value) for name, value in sorted(recorded.settings.items())},
+        settings={name: _lasting(value) for name, value in sorted(recorded.settings.items())},
         program=_or_nothing(lambda: _program(components, names, reader), None),
     )
 
@@ -209,7 +211,7 @@ def _program(
 
 def _options(fields: Mapping[str, str], platform: str) -> dict[str, str]:
     """Those that are set; of another platform's, which are many, a digest."""
-    kept = {name: value for name, value in fields.items() if value not in _UNSET}
+    kept = {name: _lasting(value) for name, value in fields.items() if value not in _UNSET}
     if platform in ("gpu", "cuda", "rocm"):
         return kept
     others = {name: kept.pop(name) for name in sorted(kept) if name.startswith("debug.xla_gpu_")}
@@ -272,6 +274,11 @@ def _devices(devices: Sequence[Any], all_count: int) -> dict[str, str]:
             "SHA-256 " + hashlib.sha256(" ".join(places).encode()).hexdigest()[:16]
         )  # fmt: skip
     return facts
+
+
+def _lasting(value: Any) -> str:
+    """Without addresses, which are others in each process."""
+    return _ADDRESS.sub("", str(value))
 
 
 def _readable(chunk: bytes) -> str:
