@@ -10,9 +10,10 @@ import pytest
 from tests.support.launch import STEPS, await_true, is_running, site, wait_for_step
 from tests.support.ray_at import ray_at
 
-pytestmark = pytest.mark.chaos
-
-LONG = pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="takes a minute")
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="takes a minute"),
+]
 JOB = """
     script: train.py
     workers: 2
@@ -42,7 +43,6 @@ def test_restart_watch_waits_for_the_owner_and_takes_over_when_it_is_killed() ->
         here.assert_clean(5.0)
 
 
-@LONG
 def test_restart_watch_outlives_its_drivers_and_the_cluster() -> None:
     with ray_at() as cluster, site() as here:
         here.write("train.py", PATIENT)
