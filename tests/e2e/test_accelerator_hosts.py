@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 from tests.support.changing_cluster import ChangingCluster, changing_cluster
 from tests.support.launch import Finished, Launched
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(os.environ.get("HOTSTART_LONG") != "1", reason="takes minutes"),
+]
 
 SCRIPT = """
     import json, os, pathlib, time
