@@ -103,7 +103,7 @@ def _object_facts(store: Store, seal: Seal, place: str, stat: ObjectStat) -> dic
 def _head_facts(head: Head) -> dict[str, Any]:
     return {
         "key": head.key,
-        **dataclasses.asdict(head.meta),
+        **{k: v for k, v in dataclasses.asdict(head.meta).items() if k != "parts"},  # explain's
         "payload_bytes": head.payload_bytes,
         "digest": head.digest.hex(),
     }

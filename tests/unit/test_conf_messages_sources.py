@@ -13,13 +13,13 @@ from hotstart.conf.load import job_from_yaml, load_job
 pytestmark = pytest.mark.unit
 
 TOP = (
-    "name, entrypoint, script, args, workers, workers_per_host, resources_per_worker, labels, "
-    "placement, platform, tpu, jax_distributed, working_dir, cache, run_dir, restarts, env, "
-    "timeouts"
+    "name, entrypoint, script, args, resume, workers, workers_per_host, resources_per_worker, "
+    "labels, placement, platform, tpu, jax_distributed, working_dir, cache, require_warm, run_dir, "
+    "restarts, env, secret_env, cost_per_worker_hour, timeouts"
 )
 CACHE = (
     "location, mode, strict, min_compile_time_s, node_dir, max_size, flush_timeout_s, deadline_s, "
-    "compile, signing_key_file, read_ahead, load_ahead"
+    "compile, signing_key_file, read_ahead, load_ahead, children"
 )
 NAME_RULE = "use 1 to 64 of A-Z, a-z, 0-9, '.', '_', '-'"
 

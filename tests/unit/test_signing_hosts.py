@@ -14,7 +14,9 @@ from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.environ import compose_environ
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.gang import Gang
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan, Program, WorkerPlan
+from hotstart.launcher.reservation import Reservation
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +27,7 @@ class AnsweringGang(Gang):
     """A gang whose hosts answer with these key ids."""
 
     def __init__(self, *answers: tuple[str, ...]) -> None:
-        super().__init__([], None)
+        super().__init__(Reservation((), None), GangSize(1, 1, 1, 1), lambda node_ids: 0)
         self._answers = dict(enumerate(answers))
         self._infos = [HostInfo(f"host-{index}", "10.0.0.1", 1) for index in self._answers]
 
