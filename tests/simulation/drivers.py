@@ -32,7 +32,7 @@ from tests.simulation.world import Host, SimProcess, World
 QUIET_AFTER_S = 300.0
 _RUN = "run"
 _EVENTS_S = 0.2
-_CONTENDS_S = 120.0  # 15 s of watching, and slow requests
+_CONTENDS_S = 140.0  # 30 s of watching, and slow requests
 
 
 class AirGang:
@@ -219,6 +219,7 @@ class Drivers:
                 clock=process.monotonic,
                 sleep=process.sleep,
                 rng=random.Random(world.rng.getrandbits(32)),
+                doubt=ownership.doubt,
             )
             decision = loop.run()
         except (StoreError, LauncherError) as error:

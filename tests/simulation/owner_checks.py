@@ -95,15 +95,14 @@ class OwnerChecks:
             world.fail(
                 f"{mine.process.name} starts attempt {attempt} though it was superseded", TWICE
             )
-        if self.is_done and not self._stood_still(mine):
+        if self.is_done and not self._was_suspended(mine):
             world.fail(f"{mine.process.name} starts attempt {attempt} of a run that is done", TWICE)
         mine.attempt = attempt
         self._look(mine)
 
-    def _stood_still(self, mine: Acting) -> bool:
-        """Whether it was taken for dead; it learns of that by its next beat."""
-        kinds = "stall", "suspension", "store", "outage"
-        return any(self.world.excused(mine.since_s, mine.process, kind=kind) for kind in kinds)
+    def _was_suspended(self, mine: Acting) -> bool:
+        """Whether its own clock stood still, so that it can't know how old its last beat is."""
+        return self.world.excused(mine.since_s, mine.process, kind="suspension")
 
     def ends(self, mine: Acting) -> None:
         if mine in self.acting:
