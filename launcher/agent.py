@@ -26,6 +26,7 @@ from hotstart.cache.signing import Keyring
 from hotstart.launcher.agent_cache import AgentCache
 from hotstart.launcher.child import Child
 from hotstart.launcher.environ import compose_environ, is_same_environ
+from hotstart.launcher.errors import SecretUnavailable
 from hotstart.launcher.event_queue import Batch, EventQueue
 from hotstart.launcher.first_imports import first_imports
 from hotstart.launcher.gce_metadata import MetadataWatch
@@ -110,8 +111,8 @@ class Agent:
     def prepare(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
         """Spawn the workers of the first attempt, which import ahead and wait for `start`.
 
-        Its coordinator may be another by then. Does nothing where `start` came first. Raises
-        OSError.
+        Its coordinator may be another by then. Does nothing where `start` came first, or where a
+        secret is not here, as `start` will say. Raises OSError.
         """
         attempt = _settle_node_dir(attempt)
         program = attempt.program
@@ -120,7 +121,10 @@ class Agent:
         with self._starting:
             for local, index in enumerate(processes if self._attempt is None else ()):
                 plan = WorkerPlan(index, local, 0.0, attempt, len(processes))
-                environ = compose_environ(plan, self._environ)
+                try:
+                    environ = compose_environ(plan, self._environ)
+                except SecretUnavailable:
+                    return
                 self._early[index] = self._spawn(environ)
                 self._early[index].channel.send({"early": order})
 

@@ -36,13 +36,13 @@ def message(here: Site, job: str, *more: str, env: dict[str, str] | None = None)
 
 
 VALID = (
-    "Valid keys: name, entrypoint, script, args, workers, workers_per_host, "
-    "resources_per_worker, placement, platform, jax_distributed, working_dir, cache, run_dir, "
-    "restarts, env, timeouts"
+    "Valid keys: name, entrypoint, script, args, resume, workers, workers_per_host, "
+    "resources_per_worker, labels, placement, platform, tpu, jax_distributed, working_dir, cache, "
+    "require_warm, run_dir, restarts, env, secret_env, cost_per_worker_hour, timeouts"
 )
 CACHE_VALID = (
     "Valid keys of cache: location, mode, strict, min_compile_time_s, node_dir, max_size, "
-    "flush_timeout_s, deadline_s, compile, signing_key_file, read_ahead, load_ahead"
+    "flush_timeout_s, deadline_s, compile, signing_key_file, read_ahead, load_ahead, children"
 )
 SCRIPT_LINE = "script: train.py\n"
 

@@ -73,7 +73,7 @@ def test_readme_launch_kill_restart_report(user: Site) -> None:
     )  # fmt: skip
     assert user.run(*dry, folder=ROOT, env=SMALL).exit_code == 0
     launched = user.start(*first, folder=ROOT, env=SMALL)
-    launched.wait_for(r"\] step 7 loss")
+    launched.wait_for(r"\] step 7 loss", timeout_s=150)
     launched.signal(signal.SIGKILL)
     launched.wait()
     user.assert_clean(within_s=15)

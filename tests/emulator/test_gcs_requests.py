@@ -14,6 +14,7 @@ from hotstart.cache.errors import (
     TransientError,
 )
 from hotstart.cache.gcs import GcsStore
+from hotstart.cache.gcs_answers import Taken
 from tests.support.gcs_proxy import Fault, GcsProxy
 
 pytestmark = pytest.mark.emulator
@@ -159,7 +160,7 @@ def test_create_transient_status_is_tried_again(
         (400, RejectedRequest),
         (401, AccessDenied),
         (403, AccessDenied),
-        (409, RejectedRequest),
+        (409, Taken),
         (413, RejectedRequest),
     ],
 )

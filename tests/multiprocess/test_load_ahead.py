@@ -369,11 +369,11 @@ time.sleep(0.3)
 early = bool(xla_bridge._backends)
 jax.config.update("jax_num_cpu_devices", 3)
 run()
-print(early, len(jax.devices()), hotstart.cache.stats().compiled)
+print(early, len(jax.devices()))
 """,
     )
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, "False 3 0\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False 3\n", "")
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.02])

@@ -196,11 +196,13 @@ def test_local_programs_on_other_devices_or_orders_have_other_keys(tmp_path):
     assert len(set(of("jit_donated"))) == 2
 
 
-def test_local_program_of_a_gang_is_run_by_a_process_alone(tmp_path):
+def test_process_alone_keeps_stock_keys_and_shares_none_with_a_gang(tmp_path):
     gang = run_gang(tmp_path, 2, 2, only=1)
-    (alone,) = run_gang(tmp_path, 1, 2)
+    first, again = (run_gang(tmp_path, 1, 2)[0] for _ in range(2))
 
-    assert (alone.compiled, alone.results) == ([], gang[1].results)
+    assert not set(first.keys) & set(gang[1].keys)
+    assert (first.results, again.results) == (gang[1].results, gang[1].results)
+    assert again.compiled == []
 
 
 def test_programs_of_some_processes_have_one_key_among_those(tmp_path):

@@ -16,7 +16,7 @@ import io
 import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,10 @@ def payload(key: str) -> bytes:
 
 
 def _collect(location: str, stop: Path, run_dir: str) -> dict[str, Any]:
-    rounds = deleted = 0
+    deleted: list[int] = []  # by round
     problems: list[object] = []
     arguments = ["cache", "gc", location, "--max-size", "1", "--run-dir", run_dir, "--json"]
-    for _ in _until(stop):
+    for _ in _until(stop, lambda: sum(deleted) > 0):
         text = io.StringIO()
         code: object = None
         with contextlib.redirect_stdout(text):
@@ -51,9 +51,8 @@ def _collect(location: str, stop: Path, run_dir: str) -> dict[str, Any]:
         if code != 0:
             problems.append([code, text.getvalue()])
             break
-        rounds += 1
-        deleted += json.loads(text.getvalue())["deleted"]
-    return {"rounds": rounds, "deleted": deleted, "problems": problems}
+        deleted.append(json.loads(text.getvalue())["deleted"])
+    return {"rounds": len(deleted), "deleted": sum(deleted), "problems": problems}
 
 
 def _use(location: str, stop: Path, seed: str) -> dict[str, Any]:
@@ -92,12 +91,14 @@ def _watch(location: str, stop: Path, *keys: str) -> dict[str, Any]:
     return {"looks": looks, "missing": sorted(missing)}
 
 
-def _until(stop: Path) -> Iterator[None]:
-    rounds = 0
+def _until(stop: Path, has_done: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Rounds until it is to stop; says "enough" after so many, once `has_done` holds too."""
+    rounds, is_enough = 0, False
     while not stop.exists():
         yield
         rounds += 1
-        if rounds == enough:
+        if not is_enough and rounds >= enough and has_done():
+            is_enough = True
             print("enough", file=sys.__stdout__, flush=True)
 
 
