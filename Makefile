@@ -27,6 +27,7 @@ chaos: install
 	$(BIN)/python -m tests.chaos.corruption --trials 1000 --write
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds 600 --write
+	$(BIN)/python -m tests.explain --pairs 40
 
 # What touches JAX's internals, for the other ends of the supported range.
 internals: install
