@@ -85,8 +85,11 @@ def explain_recorded(
     keyring: Keyring,
     location: str | None = None,
     asked: Mapping[int, Sequence[AskedProgram]] | None = None,
+    deadline_s: float = 30.0,
 ) -> dict[str, Any]:
     """What one attempt of a record compiled, and why; `asked` where it has been read. Blocks.
+
+    `deadline_s` bounds each operation on a bucket.
 
     A cache that can't be looked at costs its part of the explanation. Raises `StoreError` for the
     record.
@@ -101,7 +104,7 @@ def explain_recorded(
     problem = "" if location else "the record does not say where it is"
     try:
         if location and (missed or shared):
-            store = open_cache(location)
+            store = open_cache(location, deadline_s)
             seal = Seal(keyring, store.url)
             location = store.url
             own = asked.get(attempt.attempt, ())
@@ -116,17 +119,18 @@ def explain_recorded(
     return {"location": location, "recorded": known, "problem": problem or None, **explained}
 
 
-def open_cache(location: str | None) -> Store:
+def open_cache(location: str | None, deadline_s: float = 30.0) -> Store:
     """The store of a cache; the one that this host uses by default where none is given.
 
-    Raises `StoreMissing` for a directory that is not there.
+    `deadline_s` bounds each operation on a bucket. Raises `StoreMissing` for a directory that is
+    not there.
     """
     import os
 
     from hotstart.cache.config import hotstart_home
 
     default = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(hotstart_home() / "cache")
-    store = open_store(location or default)
+    store = open_store(location or default, deadline_s=deadline_s)
     if not store.url.startswith("gs://") and not Path(store.url).is_dir():
         raise StoreMissing(f"{store.url}: there is no such directory")
     return store

@@ -27,6 +27,7 @@ Exit codes:
   130  interrupted
 """
 _STUCK_S = 8.0
+_MISSES_S = 3.0
 
 run_dir_option = click.option(
     "--run-dir", metavar="DIR", help="Where runs are kept [default: $HOTSTART_HOME/runs]."
@@ -53,6 +54,7 @@ def check_cluster(address: str | None, config: JobConfig) -> None:
 def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     """Execute a run, show it, print its report, and exit with its code."""
     from hotstart.launcher.console import Console
+    from hotstart.launcher.misses import is_looking
 
     stream = sys.stderr if as_json else sys.stdout
     console = Console(run.name, run.config.workers, stream)
@@ -69,7 +71,7 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     console.say(f"run {run.name} in {run.record.store.url}")
     decision = run.execute(console, address, console.say)
     console.flush()
-    print_report(run.record, as_json)
+    print_report(run.record, as_json, within_s=_MISSES_S)
     if decision.exit_code:
         console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
         if decision.exit_code in (1, 3, 130) and not run.superseded:
@@ -77,8 +79,9 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
             console.say(f"restart it with: hotstart restart {run.name}{argument}")
     console.flush()
     sys.stdout.flush()
-    if decision.exit_code == 130:  # Ray, broken off by a signal, may abort as Python ends
-        os._exit(130)
+    # Ray, broken off by a signal, may abort as Python ends; so may a thread that is in native code.
+    if decision.exit_code == 130 or is_looking():
+        os._exit(int(decision.exit_code))
     sys.exit(int(decision.exit_code))
 
 
@@ -113,12 +116,12 @@ def runs_location(run_dir: str | None) -> str:
     return normalize_location(run_dir or str(hotstart_home() / "runs"))
 
 
-def print_report(record: Any, as_json: bool) -> None:
-    """Print the report of a run on standard output."""
-    from hotstart.launcher.misses import report_of
+def print_report(record: Any, as_json: bool, within_s: float | None = None) -> None:
+    """Print the report of a run on standard output; see `misses.report_soon` for `within_s`."""
+    from hotstart.launcher.misses import report_of, report_soon
     from hotstart.launcher.report import render_text
 
-    built = report_of(record)
+    built = report_of(record) if within_s is None else report_soon(record, within_s)
     if as_json:
         click.echo(json.dumps(built, indent=2))
         return

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from hotstart.cache.errors import CacheError
 from hotstart.launcher.explaining import explain_recorded, short
+from hotstart.launcher.facts import RunFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.report import build_report
 
 logger = logging.getLogger(__name__)
 
+_DEADLINE_S = 5.0
+_LOOKING = "hotstart-misses"
 _MAX_FIRST = 3  # programs that are simply new are summed up where there are more
 
 
@@ -21,7 +25,37 @@ def report_of(record: RunRecord) -> dict[str, Any]:
     A cache that can't be looked at costs lines, never the report.
     """
     facts = record.read()
+    return _with_misses(record, facts, build_report(facts))
+
+
+def report_soon(record: RunRecord, within_s: float) -> dict[str, Any]:
+    """As `report_of`, but without `misses` where these take longer than `within_s`.
+
+    For the end of a run: who waits for its exit code must not wait for a bucket that is out.
+    """
+    facts = record.read()
+    found: list[dict[str, Any]] = []
+    looking = threading.Thread(
+        target=lambda: found.append(_with_misses(record, facts, build_report(facts))),
+        name=_LOOKING,
+        daemon=True,
+    )
+    looking.start()
+    looking.join(within_s)
+    if found:
+        return found[0]
     report = build_report(facts)
+    for attempt in report["attempts"]:
+        attempt["misses"] = []
+    return report
+
+
+def is_looking() -> bool:
+    """Whether `report_soon` went on without a look that is still going on."""
+    return any(thread.name == _LOOKING for thread in threading.enumerate())
+
+
+def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> dict[str, Any]:
     asked = record.asked() if facts.attempts else {}
     for attempt, shown in zip(facts.attempts, report["attempts"], strict=True):
         shown["misses"] = []
@@ -30,7 +64,9 @@ def report_of(record: RunRecord) -> dict[str, Any]:
         try:
             from hotstart.cache.keyring import load_keyring
 
-            explained = explain_recorded(record, attempt, load_keyring(), asked=asked)
+            explained = explain_recorded(
+                record, attempt, load_keyring(), asked=asked, deadline_s=_DEADLINE_S
+            )
         except CacheError as error:
             logger.warning("what attempt %d compiled is not explained: %s", attempt.attempt, error)
             continue
