@@ -367,7 +367,7 @@ DENIED = AccessDenied("cannot read memory://store: HTTP 403")
 
 
 def test_store_errors_are_each_counted_and_warned_of_once(rig, caplog):
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="hotstart")  # which the command line sets, too
     rig.store.errors = {"get": DENIED, "create": DENIED}
 
     assert [rig.get() for _ in range(2)] == [None, None]
