@@ -167,11 +167,11 @@ def test_console_on_a_terminal_keeps_worker_lines_above_the_panel(
         console.attempt_started(1)
         console.reached(REACHED[0])
         console.output(Output(0, ("loss 1.5",)))
-        assert console.flush()
+        assert console.flush(30.0)  # the first drawing imports Rich
         done = Outcome("done", "all 1 workers exited with code 0", None)
         console.attempt_ended(1, done, GiveUp(ExitCode.DONE, "done"))
         console.say("after")
-        assert console.flush()
+        assert console.flush(30.0)  # the first drawing imports Rich
         seen = os.read(leader, 1 << 16).decode()
     os.close(leader)
     assert "attempt 1  0:00" in seen and "step 7" in seen
