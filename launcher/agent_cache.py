@@ -61,6 +61,7 @@ class AgentCache:
         self._store: HostStore | None = None
         self._upstream: Upstream | None = None
         self._host: HostCache | None = None
+        self._connecting = threading.Lock()
         self._asked: dict[int, list[dict[str, Any]]] = {}
         self._parts: dict[int, dict[str, str]] = {}
         self._options: dict[str, str] = {}
@@ -260,7 +261,15 @@ class AgentCache:
         self._store.resume_uploads()
 
     def _connect(self) -> None:
-        """Join the coordinator, again where it was lost; without it this host goes on alone."""
+        """Join the coordinator, again where it was lost; without it this host goes on alone.
+
+        One at a time: an attempt begins, and is read ahead for, at once, and the coordinator ends
+        the first of two links of one member.
+        """
+        with self._connecting:
+            self._connect_alone()
+
+    def _connect_alone(self) -> None:
         seat = self._seat
         if seat.coordinator is None or (self._link is not None and not self._link.lost):
             return
