@@ -14,6 +14,7 @@ import click
 
 from hotstart.launcher.bucket_shown import show
 from hotstart.launcher.errors import UsageError
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.bucket import BucketFacts, Finding, Wanted
@@ -94,7 +95,6 @@ _soft_delete = click.option(
     metavar="0|7d",
     help="How long deleted objects can be brought back, and are paid for [default: 0, off].",
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 
 
 @click.group()
@@ -117,7 +117,7 @@ def bucket() -> None:
 @_project
 @_prefix
 @_soft_delete
-@_as_json
+@json_option
 def create(
     url: str,
     run_length: float,
@@ -188,7 +188,7 @@ def create(
     help="What this identity should be: repairers also delete bad entries and ended leases.",
 )
 @click.option("--fix", is_flag=True, help="Mend what can be mended in place, and look again.")
-@_as_json
+@json_option
 def check(
     url: str,
     run_length: float | None,

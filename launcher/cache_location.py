@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hotstart.launcher.foreground import runs_location
+
 if TYPE_CHECKING:
     from hotstart.cache.signing import Seal
     from hotstart.cache.store import Store
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 _VARIABLES = ("HOTSTART_JOB__CACHE__LOCATION", "JAX_COMPILATION_CACHE_DIR")
 _DEFAULT = "[default: as `launch` has it: $JAX_COMPILATION_CACHE_DIR, else ~/.hotstart/cache]"
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 location_argument = click.argument("location", metavar="[LOCATION]", required=False)
 location_option = click.option(
     "--location", metavar="LOCATION", help=f"A directory or gs://bucket/prefix {_DEFAULT}."
@@ -45,15 +46,18 @@ def default_location(environ: Mapping[str, str] | None = None) -> str:
     return named or str(hotstart_home() / "cache")
 
 
-def open_location(location: str | None, *, may_be_new: bool = False) -> Store:
+def open_location(
+    location: str | None, *, may_be_new: bool = False, deadline_s: float = 30.0
+) -> Store:
     """The store of a cache. Raises `InvalidLocation`, and `StoreMissing` for no such directory.
 
-    Whether a bucket is there, the first request tells.
+    Whether a bucket is there, the first request tells; `deadline_s` bounds each one.
     """
     from hotstart.cache.errors import StoreMissing
     from hotstart.cache.store import open_store
 
-    store = open_store(default_location() if location is None else location)
+    where = default_location() if location is None else location
+    store = open_store(where, deadline_s=deadline_s)
     if not store.url.startswith("gs://") and not may_be_new and not Path(store.url).is_dir():
         raise StoreMissing(f"{store.url}: there is no such directory")
     return store
@@ -70,7 +74,4 @@ def open_seal(store: Store, signing_key_file: str | None) -> Seal:
 
 def run_locations(run_dirs: tuple[str, ...]) -> list[str]:
     """The run directories that were named, or the default one."""
-    from hotstart.cache.config import hotstart_home
-    from hotstart.cache.store import normalize_location
-
-    return [normalize_location(one) for one in run_dirs or (str(hotstart_home() / "runs"),)]
+    return [runs_location(one) for one in run_dirs or (None,)]

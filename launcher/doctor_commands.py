@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hotstart.launcher.foreground import json_option
+
 if TYPE_CHECKING:
     from hotstart.conf.load import LoadedJob
 
@@ -23,7 +25,7 @@ _SICK = 1
 @click.argument("job", metavar="[JOB.yaml]", required=False)
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 @click.option("--address", metavar="ADDRESS", help="Ray, as for launch.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 def doctor(job: str | None, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Tell what a launch would use on this machine, where that came from, and what would stop it.
 

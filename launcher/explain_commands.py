@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from hotstart.launcher.foreground import json_option, run_dir_option
+
 _EXAMPLES = """\b
 Examples:
   hotstart cache explain jit_step gs://bucket/cache
@@ -24,10 +26,8 @@ Examples:
 @click.argument("location", metavar="[LOCATION]]", required=False)
 @click.option("--run", metavar="RUN", help="Explain what a run compiled: its name, or `latest`.")
 @click.option("--attempt", type=int, metavar="N", help="Which attempt [default: the last].")
-@click.option(
-    "--run-dir", metavar="DIR", help="Where runs are kept [default: $HOTSTART_HOME/runs]."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@run_dir_option
+@json_option
 def explain(
     key: str | None,
     location: str | None,
@@ -79,7 +79,7 @@ Examples:
 @click.argument("job", metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 @click.option("--address", metavar="ADDRESS", help="Ray, as for `hotstart launch`.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Run the job that JOB.yaml describes to its first step, to fill its cache.
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from hotstart.cache.errors import CacheError, StoreError, StoreMissing
+from hotstart.cache.errors import CacheError, StoreError
 from hotstart.cache.explain import Known, entries_of, find_keys, listed
 from hotstart.cache.signing import Keyring, Seal
-from hotstart.cache.store import Store, open_store
+from hotstart.cache.store import Store
 from hotstart.launcher.asked_facts import AskedProgram
+from hotstart.launcher.cache_location import open_location
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.explained import (
     Circumstances,
@@ -23,6 +23,7 @@ from hotstart.launcher.explained import (
     shown_processes,
 )
 from hotstart.launcher.facts import AttemptFacts
+from hotstart.launcher.foreground import runs_location
 from hotstart.launcher.record import RunRecord
 
 SCHEMA = 1
@@ -35,7 +36,7 @@ def explain_key(wanted: str, location: str | None) -> dict[str, Any]:
     """
     from hotstart.cache.keyring import load_keyring
 
-    store = open_cache(location)
+    store = open_location(location)
     seal = Seal(load_keyring(), store.url)
     found = find_keys(store, wanted, seal)
     keys = sorted({one.key for one in found})
@@ -60,13 +61,11 @@ def explain_run_named(
 
     Raises `RunNotFound`, `UsageError` for an attempt that is not there, `StoreError`.
     """
-    from hotstart.cache.config import hotstart_home
     from hotstart.cache.keyring import load_keyring
-    from hotstart.cache.store import normalize_location
     from hotstart.launcher.runs import open_runs, resolve_run
 
     keyring = load_keyring()
-    runs = open_runs(normalize_location(run_dir or str(hotstart_home() / "runs")), keyring)
+    runs = open_runs(runs_location(run_dir), keyring)
     record = resolve_run(runs, run)
     attempts = {facts.attempt: facts for facts in record.attempts()}
     if not attempts:
@@ -104,7 +103,7 @@ def explain_recorded(
     problem = "" if location else "the record does not say where it is"
     try:
         if location and (missed or shared):
-            store = open_cache(location, deadline_s)
+            store = open_location(location, deadline_s=deadline_s)
             seal = Seal(keyring, store.url)
             location = store.url
             own = asked.get(attempt.attempt, ())
@@ -117,23 +116,6 @@ def explain_recorded(
     explained = explain_attempt(attempt.attempt, asked, entries, around)
     known = attempt.attempt in asked
     return {"location": location, "recorded": known, "problem": problem or None, **explained}
-
-
-def open_cache(location: str | None, deadline_s: float = 30.0) -> Store:
-    """The store of a cache; the one that this host uses by default where none is given.
-
-    `deadline_s` bounds each operation on a bucket. Raises `StoreMissing` for a directory that is
-    not there.
-    """
-    import os
-
-    from hotstart.cache.config import hotstart_home
-
-    default = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(hotstart_home() / "cache")
-    store = open_store(location or default, deadline_s=deadline_s)
-    if not store.url.startswith("gs://") and not Path(store.url).is_dir():
-        raise StoreMissing(f"{store.url}: there is no such directory")
-    return store
 
 
 def circumstances(attempt: AttemptFacts, cache: Mapping[str, Any], problem: str) -> Circumstances:

@@ -15,7 +15,6 @@ import click
 
 from hotstart.launcher.amounts import show_size
 from hotstart.launcher.cache_location import (
-    as_json,
     default_location,
     location_option,
     open_location,
@@ -24,6 +23,7 @@ from hotstart.launcher.cache_location import (
     run_locations,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.signing import Seal
@@ -49,7 +49,7 @@ _PROBLEMS = 1
 @location_option
 @run_dirs
 @signing_key_file
-@as_json
+@json_option
 def export(
     source: str,
     bundle: str | None,

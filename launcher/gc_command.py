@@ -12,7 +12,6 @@ import click
 
 from hotstart.launcher.amounts import DURATION, SIZE, show_size
 from hotstart.launcher.cache_location import (
-    as_json,
     location_argument,
     open_location,
     open_seal,
@@ -20,6 +19,7 @@ from hotstart.launcher.cache_location import (
     run_locations,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.collect import Collected, Stored
@@ -53,7 +53,7 @@ _PROBLEMS = 1
 )
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and why; delete nothing.")
 @signing_key_file
-@as_json
+@json_option
 def gc(
     location: str | None,
     max_size: int | None,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from hotstart.launcher.cache_location import as_json, open_location, open_seal, signing_key_file
+from hotstart.launcher.cache_location import open_location, open_seal, signing_key_file
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.bundle import BundleReader
@@ -39,7 +40,7 @@ _PROBLEMS = 1
     help="Sign what this host's key has not signed for LOCATION: you vouch for where it is from.",
 )
 @signing_key_file
-@as_json
+@json_option
 def import_(
     source: str,
     location: str | None,

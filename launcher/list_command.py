@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotstart.launcher.amounts import DURATION, SIZE, show_age, show_size, show_time
-from hotstart.launcher.cache_location import as_json, location_argument, open_location
+from hotstart.launcher.cache_location import location_argument, open_location
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.inventory import Listed
@@ -54,7 +55,7 @@ _SORTS: dict[str, tuple[Callable[[Row], Any], bool]] = {
     "request each; without it there is one for 1000 entries.",
 )
 @click.option("--all", "everything", is_flag=True, help="Replacements, strays and leases too.")
-@as_json
+@json_option
 def ls(
     location: str | None,
     module: str | None,

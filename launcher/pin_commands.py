@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from hotstart.launcher.cache_location import (
-    as_json,
     location_option,
     open_location,
     open_seal,
@@ -17,6 +16,7 @@ from hotstart.launcher.cache_location import (
     run_locations,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.signing import Seal
@@ -33,7 +33,7 @@ _PROBLEMS = 1
 @location_option
 @run_dirs
 @signing_key_file
-@as_json
+@json_option
 def pin(
     keys: tuple[str, ...],
     run: str | None,
@@ -82,7 +82,7 @@ def pin(
 @location_option
 @run_dirs
 @signing_key_file
-@as_json
+@json_option
 def unpin(
     keys: tuple[str, ...],
     run: str | None,

@@ -12,7 +12,6 @@ import click
 
 from hotstart.launcher.amounts import show_age, show_size, show_time
 from hotstart.launcher.cache_location import (
-    as_json,
     location_option,
     open_location,
     open_seal,
@@ -20,6 +19,7 @@ from hotstart.launcher.cache_location import (
     run_locations,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.entry import Head
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @location_option
 @run_dirs
 @signing_key_file
-@as_json
+@json_option
 def show(
     key: str,
     location: str | None,

@@ -12,7 +12,6 @@ import click
 
 from hotstart.launcher.amounts import show_size
 from hotstart.launcher.cache_location import (
-    as_json,
     location_argument,
     open_location,
     open_seal,
@@ -20,6 +19,7 @@ from hotstart.launcher.cache_location import (
     run_locations,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.launcher.entry_rows import Row
@@ -42,7 +42,7 @@ _UNKNOWN = "unknown"
 )
 @run_dirs
 @signing_key_file
-@as_json
+@json_option
 def stats(
     location: str | None,
     quick: bool,

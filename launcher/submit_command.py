@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from hotstart.launcher.foreground import json_option
+
 _EPILOG = """\b
 Examples:
   hotstart submit job.yaml --bucket gs://bucket --address http://head:8265
@@ -78,7 +80,7 @@ Exit codes:
 )
 @click.option("--no-wait", is_flag=True, help="Don't follow the job to its end.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+@json_option
 def submit(
     job: str | None,
     overrides: tuple[str, ...],

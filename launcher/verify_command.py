@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from hotstart.launcher.cache_location import (
-    as_json,
     location_argument,
     open_location,
     open_seal,
     signing_key_file,
 )
+from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.verify import Looked
@@ -32,7 +32,7 @@ _PROBLEMS = 1
     "--delete", is_flag=True, help="Delete what is damaged or misplaced; it is compiled anew."
 )
 @signing_key_file
-@as_json
+@json_option
 def verify(location: str | None, delete: bool, signing_key_file: str | None, as_json: bool) -> None:
     """Read every entry of LOCATION and check it: digest, key, name and signature.
 
