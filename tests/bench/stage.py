@@ -22,6 +22,7 @@ from tests.support.gcs_emulator import gcs_emulator
 from tests.support.gcs_proxy import GcsProxy, gcs_proxy
 from tests.support.plain_gang import PlainGang
 from tests.support.ray_head import RayHead, ray_head
+from tests.support.ray_process import cleared_environ
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTELM = ROOT / "examples" / "bytelm" / "train.py"
@@ -30,7 +31,6 @@ HOTSTART = Path(sys.executable).with_name("hotstart")
 RTT_MS = 30.0
 MEGABYTES_PER_S = 200.0
 STEP = r"^\[\d+\] step \d+"
-_CLEARED = ("HOTSTART_", "JAX_", "RAY_", "XLA_", "GCSFS_", "STORAGE_EMULATOR_HOST")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         """What the commands of both sides get: nothing of this process's own settings."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
+        kept = cleared_environ()
         return {**kept, "TMPDIR": str(self.folder / "t"), **self._bucket_environ()}
 
     def job(self, name: str, keys: Mapping[str, Any]) -> Path:

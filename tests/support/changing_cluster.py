@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tests.support.launch import RayNodes, _all_processes
+from tests.support.launch import RayNodes
+from tests.support.ray_process import RayProcess, ray_process
 
-_CLEARED = ("HOTSTART_", "JAX_", "RAY_", "XLA_", "GCSFS_", "STORAGE_EMULATOR_HOST")
 _SERVER = """
 import json, sys
 from ray.cluster_utils import Cluster
@@ -36,10 +29,9 @@ cluster.shutdown()
 class ChangingCluster:
     """`add` and `lose` block until Ray has it so; the first that is added is the head."""
 
-    def __init__(self, root: Path, process: subprocess.Popen[str]) -> None:
-        self.temp = root / "t"
+    def __init__(self, process: RayProcess) -> None:
+        self.temp = process.temp
         self.address = ""
-        self._root = root
         self._process = process
 
     def add(self, name: str, **node: Any) -> None:
@@ -47,7 +39,7 @@ class ChangingCluster:
 
         It has a `HOTSTART_HOME` of its own.
         """
-        env = {"HOTSTART_HOME": str(self._root / f"home-{name}")}
+        env = {"HOTSTART_HOME": str(self._process.root / f"home-{name}")}
         self._do({"do": "add", "name": name, "node": {"num_cpus": 1, "env_vars": env, **node}})
 
     def lose(self, name: str) -> None:
@@ -60,47 +52,17 @@ class ChangingCluster:
         return RayNodes(self.address, self.temp)
 
     def _do(self, command: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, f"Ray did not do {command}; see {self.temp}/ray"
-        self.address = json.loads(answer)["address"]
+        self.address = json.loads(self._process.tell(json.dumps(command)))["address"]
 
 
 @contextlib.contextmanager
 def changing_cluster(**nodes: dict[str, Any]) -> Iterator[ChangingCluster]:
     """A cluster with these raylets to begin with, by name. Blocks for seconds."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    temp = root / "t"
-    (temp / "ray").mkdir(parents=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-    own = {"HOME": str(root), "TMPDIR": str(temp), "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        env={**kept, **own, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        cluster = ChangingCluster(root, process)
+    with ray_process(_SERVER) as process:
+        cluster = ChangingCluster(process)
         for name, node in nodes.items():
             cluster.add(name, **node)
         yield cluster
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=15)
-        process.kill()
-        process.wait()
-        for pid, environ, _ in _all_processes():
-            if f"TMPDIR={temp}" in environ:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(root, ignore_errors=True)
 
 
 COUNTED = """

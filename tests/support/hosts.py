@@ -9,13 +9,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +20,15 @@ import pytest
 
 from tests.support.compile_counter import read_counts
 from tests.support.gcs_proxy import GcsProxy
-from tests.support.launch import Site, _all_processes, site
+from tests.support.launch import Site, site
+from tests.support.ray_process import ray_process
 
 _ROOT = Path(__file__).resolve().parents[2]
-_CLEARED = ("HOTSTART_", "JAX_", "RAY_", "XLA_", "GCSFS_", "STORAGE_EMULATOR_HOST")
 _NODES = """
 import json, sys
 from ray.cluster_utils import Cluster
 cluster = Cluster()
-for home in json.loads(sys.argv[1]):
+for home in json.loads(sys.stdin.readline()):
     cluster.add_node(num_cpus=1, include_dashboard=False, env_vars={"HOTSTART_HOME": home})
 print(cluster.address, flush=True)
 sys.stdin.read()
@@ -71,36 +66,9 @@ class Hosts:
 @contextlib.contextmanager
 def hosts(count: int, environ: Mapping[str, str]) -> Iterator[Hosts]:
     """A Ray cluster of `count` raylets with one CPU each, and `environ`. Blocks for seconds."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    temp = root / "t"
-    (temp / "ray").mkdir(parents=True)
-    homes = tuple(root / f"host-{index}" for index in range(count))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-    own = {"HOME": str(root), "TMPDIR": str(temp), "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _NODES, json.dumps([str(home) for home in homes])],
-        env={**kept, **own, "RAY_USAGE_STATS_ENABLED": "0", **environ},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert address, f"Ray did not start; see {temp}/ray"
-        yield Hosts(address, temp, homes, environ)
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=15)
-        process.kill()
-        process.wait()
-        for pid, variables, _ in _all_processes():
-            if f"TMPDIR={temp}" in variables:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(root, ignore_errors=True)
+    with ray_process(_NODES, **environ) as cluster:
+        homes = tuple(cluster.root / f"host-{index}" for index in range(count))
+        yield Hosts(cluster.tell(json.dumps([*map(str, homes)])), cluster.temp, homes, environ)
 
 
 PROGRAMS = """

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tests.support.ray_process import all_processes, cleared_environ, ray_process
+
 HOTSTART = Path(sys.executable).with_name("hotstart")
-_CLEARED = ("HOTSTART_", "JAX_", "RAY_", "XLA_", "GCSFS_", "STORAGE_EMULATOR_HOST")
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,13 @@ class Site:
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What its processes get; nothing of the test's own settings."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
         own = {
             "HOME": str(self.home),
             "TMPDIR": str(self.temp),
             "HOTSTART_HOME": str(self.hotstart_home),
             "RAY_AUTH_MODE": "disabled",
         }
-        return {**kept, **own, **(more or {})}
+        return {**cleared_environ(), **own, **(more or {})}
 
     def write(self, name: str, text: str) -> Path:
         """A file in the job's folder, its indentation taken away."""
@@ -262,7 +262,7 @@ class Site:
         """Living processes of this site: by their TMPDIR, or by the run that they work for."""
         runs = {f"HOTSTART_RUN={name}" for name in self.run_names()}
         found = []
-        for pid, environ, command in _all_processes():
+        for pid, environ, command in all_processes():
             ours = f"TMPDIR={self.temp}" in environ or not runs.isdisjoint(environ)
             guards = self._ray_temp is not None and (
                 f"TMPDIR={self._ray_temp}" in environ and "guard.py" in command
@@ -309,35 +309,8 @@ cluster.shutdown()
 @contextlib.contextmanager
 def ray_nodes(count: int, cpus: int) -> Iterator[RayNodes]:
     """A Ray cluster of `count` raylets on this machine, `cpus` CPUs each. Blocks for seconds."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    temp = root / "t"
-    (temp / "ray").mkdir(parents=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-    own = {"HOME": str(root), "TMPDIR": str(temp), "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _NODES, str(count), str(cpus)],
-        env={**kept, **own, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert address, f"Ray did not start; see {temp}/ray"
-        yield RayNodes(address, temp)
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=15)
-        process.kill()
-        process.wait()
-        for pid, environ, _ in _all_processes():
-            if f"TMPDIR={temp}" in environ:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(root, ignore_errors=True)
+    with ray_process(_NODES, str(count), str(cpus)) as cluster:
+        yield RayNodes(cluster.answer(), cluster.temp)
 
 
 def await_true(
@@ -362,19 +335,6 @@ def is_running(pid: int) -> bool:
 def parent_of(pid: int) -> int:
     """The parent's process id."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _all_processes() -> Iterator[tuple[int, frozenset[str], str]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                environ = frozenset(
-                    (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                )
-                command = (
-                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
-                yield int(entry.name), environ, command.strip()
 
 
 STEPS = """

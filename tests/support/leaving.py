@@ -9,22 +9,14 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.support.launch import (
-    _CLEARED,
-    Site,
-    _all_processes,
-    await_true,
-    is_running,
-    site,
-)
+from tests.support.launch import Site, await_true, is_running, site
+from tests.support.ray_process import RayProcess, cleared_environ, ray_process
 
 RAY = Path(sys.executable).with_name("ray")
 # In a script: says which attempt it is, and the raylet that its agent is a child of.
@@ -58,9 +50,9 @@ for line in sys.stdin:
 class LeavingCluster:
     """A Ray cluster whose nodes, with one CPU each, come and go."""
 
-    def __init__(self, address: str, temp: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, address: str, process: RayProcess) -> None:
         self.address = address
-        self._temp = temp
+        self._temp = process.temp
         self._process = process
         self._raylets: dict[str, int] = {}
         self._used: set[str] = set()
@@ -76,10 +68,7 @@ class LeavingCluster:
 
     def add(self, environ: Mapping[str, str]) -> str:
         """A node more, with this in its environment; Ray's id of it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(dict(environ)) + "\n")
-        self._process.stdin.flush()
-        node_id, pid = self._process.stdout.readline().split()
+        node_id, pid = self._process.tell(json.dumps(dict(environ))).split()
         self._raylets[node_id] = int(pid)
         return node_id
 
@@ -100,14 +89,13 @@ class LeavingCluster:
     def drain(self, node_id: str, left_s: int) -> None:
         """`ray drain-node`, as whoever takes a machine back does."""
         self._used.add(node_id)
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
         done = subprocess.run(
             [
                 *(str(RAY), "drain-node", "--address", self.address, "--node-id", node_id),
                 *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "goes"),
                 *("--deadline-remaining-seconds", str(left_s)),
             ],
-            env={**environ, "RAY_AUTH_MODE": "disabled", "TMPDIR": str(self._temp)},
+            env={**cleared_environ(), "RAY_AUTH_MODE": "disabled", "TMPDIR": str(self._temp)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -129,30 +117,5 @@ class LeavingCluster:
 @contextlib.contextmanager
 def leaving_cluster() -> Iterator[LeavingCluster]:
     """A cluster with no nodes but its head. Blocks for seconds."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    temp = root / "t"
-    (temp / "ray").mkdir(parents=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-    own = {"HOME": str(root), "TMPDIR": str(temp), "RAY_AUTH_MODE": "disabled"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CLUSTER],
-        env={**kept, **own, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        assert address, f"Ray did not start; see {temp}/ray"
-        yield LeavingCluster(address, temp, process)
-    finally:
-        process.kill()
-        process.wait()
-        for pid, variables, _ in _all_processes():
-            if f"TMPDIR={temp}" in variables:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(root, ignore_errors=True)
+    with ray_process(_CLUSTER) as process:
+        yield LeavingCluster(process.answer(), process)

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.launch import RayNodes, _all_processes, await_true
+from tests.support.launch import RayNodes, await_true
+from tests.support.ray_process import kill_all_of, ray_environ, ray_folder
 
-_CLEARED = ("HOTSTART_", "JAX_", "RAY_", "XLA_", "GCSFS_", "STORAGE_EMULATOR_HOST")
 _RAY = str(Path(sys.executable).with_name("ray"))
 # A host is given up after 6 to 15 s without an answer; Ray's defaults take 30 to 60.
 _HEALTH = {
@@ -110,10 +107,7 @@ class OwnAddresses:
 
     def end(self) -> None:
         """Kill what runs there and take the network away."""
-        for pid, environ, _ in _all_processes():
-            if f"TMPDIR={self.temp}" in environ:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        kill_all_of(self.temp)
         for index in range(self._hosts):
             subprocess.run(["ip", "link", "del", f"{self._mark}v{index}"], capture_output=True)
             subprocess.run(["ip", "netns", "del", f"{self._mark}n{index}"], capture_output=True)
@@ -144,21 +138,15 @@ class OwnAddresses:
 @contextlib.contextmanager
 def own_addresses(count: int) -> Iterator[OwnAddresses]:
     """A cluster of so many hosts, all there. Blocks for seconds."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    temp = root / "t"
-    (temp / "ray").mkdir(parents=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-    own = {"HOME": str(root), "TMPDIR": str(temp), "RAY_TMPDIR": str(temp)}
-    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    made = OwnAddresses(root, {**kept, **own, **quiet, **_HEALTH})
-    try:
-        made.begin()
-        for _ in range(count):
-            made.add()
-        yield made
-    finally:
-        made.end()
-        shutil.rmtree(root, ignore_errors=True)
+    with ray_folder() as (root, temp):
+        made = OwnAddresses(root, ray_environ(root, temp, {"RAY_TMPDIR": str(temp), **_HEALTH}))
+        try:
+            made.begin()
+            for _ in range(count):
+                made.add()
+            yield made
+        finally:
+            made.end()
 
 
 def _ip(*arguments: str) -> None:

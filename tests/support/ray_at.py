@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import random
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.support.launch import _CLEARED, _all_processes
+from tests.support.ray_head import free_ports
+from tests.support.ray_process import kill_all_of, ray_environ, ray_folder
 
-_PORTS = range(3000, 9900)  # below Ray's worker ports, which begin at 10002
 _NODES = """
 import sys
 from ray.cluster_utils import Cluster
@@ -32,19 +27,16 @@ sys.stdin.read()
 class RayAt:
     """A place for a cluster: `start` and `kill` may be called again and again."""
 
-    def __init__(self, root: Path) -> None:
-        self.temp = root / "t"
-        (self.temp / "ray").mkdir(parents=True)
+    def __init__(self, root: Path, temp: Path) -> None:
+        self.temp = temp
         self._root = root
-        self._port = _free_port()
+        [self._port] = free_ports(1)
         self.address = f"{socket.gethostbyname(socket.gethostname())}:{self._port}"
         self._process: subprocess.Popen[str] | None = None
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """What its processes get."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(_CLEARED)}
-        own = {"HOME": str(self._root), "TMPDIR": str(self.temp), "RAY_AUTH_MODE": "disabled"}
-        return {**kept, **own, "RAY_USAGE_STATS_ENABLED": "0", **(more or {})}
+        return ray_environ(self._root, self.temp, more)
 
     def start(self, at: str | None = None, environ: Mapping[str, str] | None = None) -> None:
         """Start its head, with two CPUs; blocks for seconds. `at` is the address to take."""
@@ -83,11 +75,7 @@ class RayAt:
     def kill(self) -> None:
         """SIGKILL to head, raylet, agents and workers, all at once."""
         for _ in range(50):
-            found = [pid for pid, env, _ in _all_processes() if f"TMPDIR={self.temp}" in env]
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not found:
+            if not kill_all_of(self.temp):
                 break
         if self._process is not None:
             self._process.kill()
@@ -101,18 +89,9 @@ class RayAt:
 @contextlib.contextmanager
 def ray_at() -> Iterator[RayAt]:
     """A place for a cluster, not started yet; all of it is gone in the end."""
-    root = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
-    place = RayAt(root)
-    try:
-        yield place
-    finally:
-        place.kill()
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _free_port() -> int:
-    for port in random.SystemRandom().sample(_PORTS, 100):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("0.0.0.0", port))
-            return port
-    raise RuntimeError("no free port")
+    with ray_folder() as (root, temp):
+        place = RayAt(root, temp)
+        try:
+            yield place
+        finally:
+            place.kill()

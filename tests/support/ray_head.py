@@ -57,7 +57,7 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
     temporary = folder / "t"  # what its processes leave when they are killed
     temporary.mkdir()
     try:
-        ports = _free_ports(6)
+        ports = free_ports(6)
         url = f"http://127.0.0.1:{ports[1]}"
         log = folder / "start.log"
         with log.open("wb") as output:
@@ -91,7 +91,7 @@ def ray_head(environ: Mapping[str, str], num_cpus: int = 4) -> Iterator[RayHead]
 @contextlib.contextmanager
 def ray_node(head: RayHead, environ: Mapping[str, str], *options: str) -> Iterator[None]:
     """One more raylet of a head's cluster, with `options` of `ray start`; it ends with the head."""
-    metrics, agent, agent_http = map(str, _free_ports(3))
+    metrics, agent, agent_http = map(str, free_ports(3))
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
@@ -142,7 +142,8 @@ def _clean_environ() -> dict[str, str]:
     return environ | {"PATH": f"{bin_folder}{os.pathsep}{environ.get('PATH', '')}"}
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports below Ray's own that nobody listens at now."""
     found: list[int] = []
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         with contextlib.suppress(OSError), socket.socket() as probe:
