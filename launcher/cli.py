@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import signal
@@ -11,9 +12,6 @@ from typing import Any, NoReturn
 
 import click
 
-from hotstart.launcher.bucket_commands import bucket
-from hotstart.launcher.cache_commands import cache
-from hotstart.launcher.doctor_commands import doctor
 from hotstart.launcher.foreground import (
     EXIT_CODES,
     address_option,
@@ -21,9 +19,16 @@ from hotstart.launcher.foreground import (
     follow,
     json_option,
 )
-from hotstart.launcher.key_commands import key
-from hotstart.launcher.run_commands import RUN_COMMANDS
-from hotstart.launcher.submit_command import submit
+
+# By module, imported when one of its commands is called: a launch does not wait for the others.
+_ELSEWHERE = {
+    "bucket": "bucket_commands",
+    "cache": "cache_commands",
+    "doctor": "doctor_commands",
+    "key": "key_commands",
+    "submit": "submit_command",
+    **dict.fromkeys(("logs", "report", "restart", "runs", "status", "stop"), "run_commands"),
+}
 
 
 class _Commands(click.Group):
@@ -33,6 +38,16 @@ class _Commands(click.Group):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
         return super().main(*args, **kwargs)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"hotstart.launcher.{_ELSEWHERE[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -90,15 +105,6 @@ def launch(
 
     check_cluster(address, loaded.config)
     follow(new_run(loaded), address, as_json)
-
-
-main.add_command(key)
-main.add_command(cache)
-main.add_command(submit)
-main.add_command(bucket)
-main.add_command(doctor)
-for command in RUN_COMMANDS:
-    main.add_command(command)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -291,6 +291,3 @@ def _watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: watcher.stop(number))
     return watcher.run()
-
-
-RUN_COMMANDS = (runs, status, logs, stop, restart, report)
