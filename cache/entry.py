@@ -75,6 +75,11 @@ def entry_name(key: str) -> str:
     return f"{name}-{readable}" if readable else name
 
 
+def module_of(key: str) -> str:
+    """The module's name in a key of JAX's, `<module>-<hash>`."""
+    return key.rpartition("-")[0] or key
+
+
 def encode(key: str, payload: bytes | memoryview, meta: EntryMeta, seal: Seal = UNSEALED) -> bytes:
     """The entry's bytes. Hashes the payload (the GIL is released), so not for a hot thread."""
     described = {name: value for name, value in asdict(meta).items() if name != "parts" or value}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.entry import VERSION, decode_named, entry_name
+from hotstart.cache.entry import VERSION, decode_named, entry_name, module_of
 from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
@@ -76,11 +76,6 @@ def nearest(
         return None
     comparison, one = min(found, key=lambda pair: (pair[0].distance, -pair[1].order))
     return Nearest(one, comparison, len(found))
-
-
-def module_of(key: str) -> str:
-    """The module's name in a key."""
-    return key.rpartition("-")[0] or key
 
 
 def entries_of(

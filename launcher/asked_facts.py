@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotstart.cache.description import MAX_TEXT
-from hotstart.cache.explain import module_of
+from hotstart.cache.entry import module_of
 from hotstart.launcher.manifest import MAX_ENTRIES, as_ranges, is_count, is_key
 
 VERSION = 1

@@ -19,8 +19,8 @@ from typing import Any
 
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
-from hotstart.cache.entry import entry_name
-from hotstart.cache.explain import Known, Nearest, module_of, nearest
+from hotstart.cache.entry import entry_name, module_of
+from hotstart.cache.explain import Known, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
 
 _BEFORE_ALL = -1e15  # the order of what is not in the store: older than all that is

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from hotstart.cache.entry import module_of
 from hotstart.cache.errors import CacheError, StoreError
 from hotstart.cache.explain import Known, entries_of, find_keys, listed
 from hotstart.cache.signing import Keyring, Seal
@@ -40,7 +41,7 @@ def explain_key(wanted: str, location: str | None) -> dict[str, Any]:
     seal = Seal(load_keyring(), store.url)
     found = find_keys(store, wanted, seal)
     keys = sorted({one.key for one in found})
-    modules = {one.key.rpartition("-")[0] for one in found}
+    modules = {module_of(one.key) for one in found}
     if not found:
         raise UsageError(_not_there(store, wanted))
     if len(keys) > 1 and modules != {wanted}:
@@ -49,7 +50,7 @@ def explain_key(wanted: str, location: str | None) -> dict[str, Any]:
             f"{', '.join(keys[:4])}; give one of them"
         )
     target = found[-1]
-    entries = entries_of(store, target.key.rpartition("-")[0], seal, always=[target.key])
+    entries = entries_of(store, module_of(target.key), seal, always=[target.key])
     program = explain_entry(target, entries)
     return _explained(store.url, None, None, {"programs": [program], "disagreements": []})
 

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.launcher.agent import HostInfo
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.ahead_calls import AheadCalls
-from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.cluster_hosts import gone_among, is_node_alive
 from hotstart.launcher.drain_watch import dead_nodes
 from hotstart.launcher.errors import CacheRequired, HostFailed, HostLost, UsageError, first_line
@@ -30,6 +29,9 @@ from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.ray_agent import cause_of, create_agent
 from hotstart.launcher.reservation import Reservation
 from hotstart.launcher.workers import Event
+
+if TYPE_CHECKING:
+    from hotstart.launcher.bucket_lifetime import Lived
 
 logger = logging.getLogger(__name__)
 

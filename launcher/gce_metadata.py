@@ -13,12 +13,15 @@ the server; `NO_GCE_CHECK=true` turns it off, as for Google's own libraries.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import http.client
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ class MetadataWatch:
                         connection.sock.shutdown(2)
 
     def _run(self) -> None:
+        import http.client  # of use on Google's machines alone, and slow to import
+
         try:
             answer = self._get("/", _PROBE_S)
         except (OSError, http.client.HTTPException) as error:
@@ -83,6 +88,8 @@ class MetadataWatch:
 
     def _watch(self, key: str, value: str, left_s: float | None) -> None:
         """Wait until the key has the value; ends where the server doesn't have the key."""
+        import http.client
+
         etag, failures = "0", 0
         while not self._over.is_set():
             path = f"/computeMetadata/v1/instance/{key}?wait_for_change=true"
@@ -112,6 +119,8 @@ class MetadataWatch:
             self._notice(left_s, detail)
 
     def _get(self, path: str, timeout_s: float) -> _Answer:
+        import http.client
+
         assert self._address is not None
         connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
         with self._lock:

@@ -22,7 +22,6 @@ from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import recorded_fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
-from hotstart.launcher.bucket_lifetime import Lived
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -225,6 +224,8 @@ class Run:
         location = cache.location if cache else ""
         if self._lifetime_seen or not (_is_bucket(location) or _is_bucket(run)):
             return
+        from hotstart.launcher.bucket_lifetime import Lived
+
         self._lifetime_seen = True
         # Another host's clock may have made the run; a rule's age is of days.
         age_s = max(0.0, time.time() - self._created_s)

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from hotstart.launcher.ownership import SURE_S
-
 logger = logging.getLogger(__name__)
 
+SURE_S = 22.0  # how old an owner's latest beat may be
 _START_S = 60.0  # until the first poll: other hosts may be slow to start their workers
 _LOOK_S = 0.5
 

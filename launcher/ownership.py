@@ -22,12 +22,12 @@ from hotstart.cache.errors import AccessDenied, StoreError
 from hotstart.launcher.errors import RunOwned, UsageError, first_line
 from hotstart.launcher.facts import Owner, state_of
 from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.owner_watch import SURE_S
 from hotstart.launcher.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
 OWNER_TTL_S = 30.0
-SURE_S = 22.0
 BEAT_INTERVAL_S = 5.0
 _LOOK_S = 1.0
 

@@ -11,14 +11,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.signing import open_sealed
 from hotstart.cache.store import Store
 from hotstart.launcher.agent import Agent, HostInfo
 from hotstart.launcher.agent_cache import Seat
-from hotstart.launcher.bucket_lifetime import Lived, lifetime_warnings
 from hotstart.launcher.environ import VISIBLE_GPUS
 from hotstart.launcher.host_warnings import HostWarnings
 from hotstart.launcher.manifest import Manifest
@@ -26,6 +25,9 @@ from hotstart.launcher.manifest_store import ManifestStore
 from hotstart.launcher.metrics import HostMetrics
 from hotstart.launcher.placement import HostShare
 from hotstart.launcher.store_check import check_store
+
+if TYPE_CHECKING:
+    from hotstart.launcher.bucket_lifetime import Lived
 
 _DEADLINE_S = 10.0
 _LOGS_S = 10.0
@@ -63,6 +65,8 @@ class RayAgent(Agent):
 
     def lifetime_warnings(self, lived: Lived) -> list[str]:
         """See `bucket_lifetime`."""
+        from hotstart.launcher.bucket_lifetime import lifetime_warnings
+
         return lifetime_warnings(lived)
 
     def key_ids(self, cache: CacheConfig) -> tuple[str, ...]:

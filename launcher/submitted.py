@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -19,7 +18,6 @@ from hotstart.cache.errors import StoreError
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.record import RunRecord
-from hotstart.launcher.sent_files import write_kept_archive
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +62,10 @@ def moved(
 
 
 def _keep(record: RunRecord, folder: Path) -> None:
+    import tempfile
+
+    from hotstart.launcher.sent_files import write_kept_archive
+
     try:
         with tempfile.TemporaryDirectory(prefix="hotstart-shipment-") as scratch:
             archive = Path(scratch, "shipment.zip")
