@@ -88,7 +88,8 @@ def modules_to_import(program: Program, modules: Mapping[str, object]) -> list[s
     origins = _Origins(program)
     own = (program.entrypoint or "").partition(":")[0].partition(".")[0]
     names = []
-    for name, module in list(modules.items()):
+    # Not list(modules.items()): collecting garbage in the middle of it lets another thread import.
+    for name, module in dict(modules).items():
         file = _file_of(name, module)
         if file is None or name.partition(".")[0] == own:
             continue
@@ -131,7 +132,7 @@ def _import_all(program: Program, modules: list[str], arrived: threading.Event) 
             pass
         except BaseException as error:
             raise _Unfit(name, f"its import raised {type(error).__name__}") from error
-        new = [(n, m) for n, m in list(sys.modules.items()) if n not in seen]
+        new = [(n, m) for n, m in dict(sys.modules).items() if n not in seen]
         seen.update(n for n, _ in new)
         for new_name, module in new:
             if origins.is_misplaced(new_name, module):

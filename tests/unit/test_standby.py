@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -612,3 +614,22 @@ def test_priority_once_restored_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         return [os.sched_getscheduler(0)]
 
     assert in_thread(check) == [os.SCHED_OTHER]
+
+
+def test_modules_to_import_bear_an_import_while_they_are_listed(script: Program) -> None:
+    modules = {f"m{i}": module(f"m{i}", f"{SITE}/m{i}.py") for i in range(300)}
+    grown = itertools.count()
+
+    def imports(phase: str, info: dict[str, int]) -> None:  # JAX's own lets other threads run
+        modules[f"new{next(grown)}"] = module("new", None)
+
+    gc.callbacks.append(imports)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        found = modules_to_import(script, modules)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(imports)
+    assert found == [f"m{i}" for i in range(300)]
+    assert next(grown) > 0
