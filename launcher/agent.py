@@ -101,9 +101,7 @@ class Agent:
         the server of jax.distributed does. Between a mere look and that server's start any
         connection of this host could take it, and JAX crashes then.
         """
-        port = socket.socket()
-        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        port.bind((self._ip, 0))
+        port = _bound_port()
         self._coordinator_port.close()
         self._coordinator_port = port
         return int(port.getsockname()[1])
@@ -367,6 +365,17 @@ def _settle_node_dir(attempt: AttemptPlan) -> AttemptPlan:
         return attempt
     settled = dataclasses.replace(cache, node_dir=node_dir_of(cache, has_agent=True))
     return dataclasses.replace(attempt, cache=settled)
+
+
+def _bound_port() -> socket.socket:
+    """A port that is free on all addresses of this host, for jax.distributed listens on them all."""
+    address, family = ("::", socket.AF_INET6) if socket.has_dualstack_ipv6() else ("", socket.AF_INET)
+    port = socket.socket(family)
+    if family == socket.AF_INET6:
+        port.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port.bind((address, 0))
+    return port
 
 
 def _log_name(attempt: int, process_index: int) -> str:

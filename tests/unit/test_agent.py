@@ -125,6 +125,8 @@ def test_agent_port_is_kept_for_a_server_that_shares_it_until_the_next(agent: Ag
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         server.bind(("127.0.0.1", port))
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.2", port))
     assert agent.free_port() != port
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
