@@ -53,12 +53,6 @@ def check_cluster(address: str | None, config: JobConfig) -> None:
 
 def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     """Execute a run, show it, print its report, and exit with its code."""
-    from hotstart.launcher.console import Console
-    from hotstart.launcher.misses import is_looking
-
-    stream = sys.stderr if as_json else sys.stdout
-    console = Console(run.name, run.config.workers, stream)
-    console.take_logs()
 
     def interrupt(number: int, frame: object) -> None:
         run.interrupt()
@@ -68,6 +62,12 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    from hotstart.launcher.console import Console
+    from hotstart.launcher.misses import is_looking
+
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(run.name, run.config.workers, stream)
+    console.take_logs()
     console.say(f"run {run.name} in {run.record.store.url}")
     decision = run.execute(console, address, console.say)
     console.flush()

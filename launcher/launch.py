@@ -38,7 +38,7 @@ from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
-from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.ownership import FIRST_EPOCH, Ownership, take_ownership
 from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
@@ -337,8 +337,12 @@ def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
         raise UsageError(f"{job.origins.get('run_dir', 'default')}: run_dir: {error}") from error
     if submission:
         keep_shipment(record, Path.cwd())
-    ownership = take_ownership(record, OwnerIdentity.of_this_process())
-    return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
+    try:
+        ownership = take_ownership(record, OwnerIdentity.of_this_process())
+        return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
+    except KeyboardInterrupt:  # without an end it would look like a run whose driver was lost
+        record.finish("interrupted", ExitCode.INTERRUPTED, "interrupted", epoch=FIRST_EPOCH)
+        raise
 
 
 def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 OWNER_TTL_S = 30.0
 BEAT_INTERVAL_S = 5.0
+FIRST_EPOCH = 1
 _LOOK_S = 1.0
 
 
@@ -215,7 +216,7 @@ def take_ownership(
                 raise _owned(record, now)
         else:
             logger.warning("run %s: its owner gave no beat for %g s", record.name, ttl_s)
-    epoch = first.epoch + 1 if first else 1
+    epoch = first.epoch + 1 if first else FIRST_EPOCH
     claimed_at = clock()
     if not record.create_fact(f"owner/{epoch:08d}/{0:08d}", asdict(identity)):
         raise _owned(record, record.owner())
