@@ -197,7 +197,9 @@ def test_drained_node_example_loses_no_step_and_prints_the_same_losses(
     finished = launched.wait(180)
     assert finished.exit_code == 0, finished.shown
     assert outcomes(finished) == ["preempted", "done"]
-    assert [left["last_step"] for left in first_notice(finished)["left"]] == [20, 20]
+    # Which step that is depends on when the notice reaches the last of them.
+    first_left, second_left = (left["last_step"] for left in first_notice(finished)["left"])
+    assert (first_left, 20 <= first_left < 40) == (second_left, True), finished.shown
     seen = LOSS.findall(finished.stderr)
     assert [line.split()[1] for line in seen] == [str(n) for n in range(1, 41)], finished.shown
     calm = here.launch("job.yaml", *job, timeout_s=180)
