@@ -309,7 +309,7 @@ class Gang(AheadCalls):
             self._ends[index] = end
         gone = gone_among(self._node_ids)
         for index in gone:
-            self._lose(index, None)
+            self._lose(index, None, node_is_gone=True)
         self.lost = [
             replace(lost, node_alive=False) if lost.host_index in gone else lost
             for lost in self.lost
@@ -382,7 +382,7 @@ class Gang(AheadCalls):
         dead = dead_nodes(self._node_ids)
         for index, node_id in enumerate(self._node_ids):
             if node_id in dead:
-                self._lose(index, None)
+                self._lose(index, None, node_is_gone=True)
 
     def _is_node_gone(self, index: int) -> bool:
         node_id = self._node_ids[index]
@@ -399,14 +399,15 @@ class Gang(AheadCalls):
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)
 
-    def _lose(self, index: int, error: BaseException | None) -> None:
+    def _lose(self, index: int, error: BaseException | None, *, node_is_gone: bool = False) -> None:
         if not self._is_lost(index):
             logger.info("agent %d lost: %s", index, error)
+            is_gone = node_is_gone or _is_preempted(error) or self._is_node_gone(index)
             self.lost.append(
                 AgentLost(
                     host_index=index,
                     host=self._infos[index].host,
-                    node_alive=not (_is_preempted(error) or self._is_node_gone(index)),
+                    node_alive=not is_gone,
                     processes=self._shares[index].processes,
                     at_s=time.monotonic() - self._started_at,
                 )
