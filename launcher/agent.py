@@ -368,13 +368,13 @@ def _settle_node_dir(attempt: AttemptPlan) -> AttemptPlan:
 
 
 def _bound_port() -> socket.socket:
-    """A port that is free on all addresses of this host, for jax.distributed listens on them all."""
-    address, family = ("::", socket.AF_INET6) if socket.has_dualstack_ipv6() else ("", socket.AF_INET)
-    port = socket.socket(family)
-    if family == socket.AF_INET6:
+    """A port that is free on all addresses of this host: jax.distributed listens on them all."""
+    dual = socket.has_dualstack_ipv6()
+    port = socket.socket(socket.AF_INET6 if dual else socket.AF_INET)
+    if dual:
         port.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    port.bind((address, 0))
+    port.bind(("::" if dual else "", 0))
     return port
 
 
