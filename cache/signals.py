@@ -7,17 +7,38 @@ collective may never get there. The signal's number is written to a pipe at once
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 
 
-def watch_signals(on_signal: Callable[[int], None], *, held_back: signal.Signals) -> bool:
+class Watched:
+    """What `watch_signals` has begun to watch."""
+
+    def __init__(self, writer: int) -> None:
+        self._writer = writer
+        self._marks: deque[threading.Event] = deque()
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Block until `on_signal` has been called for what came before, at most `timeout_s`."""
+        mark = threading.Event()
+        self._marks.append(mark)
+        with contextlib.suppress(OSError):
+            os.write(self._writer, b"\0")
+            mark.wait(timeout_s)
+
+    def _caught_up(self) -> None:
+        self._marks.popleft().set()
+
+
+def watch_signals(on_signal: Callable[[int], None], *, held_back: signal.Signals) -> Watched | None:
     """Call `on_signal` with the number of each signal that Python has a handler for.
 
-    On a thread of its own. Call it on the main thread. False where somebody else has taken the
+    On a thread of its own. Call it on the main thread. None where somebody else has taken the
     one wake-up descriptor of the process. `held_back` is not delivered while the process forks.
     """
     reader, writer = os.pipe()
@@ -27,11 +48,16 @@ def watch_signals(on_signal: Callable[[int], None], *, held_back: signal.Signals
         signal.set_wakeup_fd(others)
         os.close(reader)
         os.close(writer)
-        return False
+        return None
+
+    watched = Watched(writer)
 
     def watch() -> None:
         while number := os.read(reader, 1):
-            on_signal(number[0])
+            if number[0]:
+                on_signal(number[0])
+            else:
+                watched._caught_up()
 
     # A forked child shares the pipe, so its own signal would be taken for the parent's: it waits
     # until the child has let go.
@@ -51,7 +77,7 @@ def watch_signals(on_signal: Callable[[int], None], *, held_back: signal.Signals
 
     os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=let_go)
     threading.Thread(target=watch, name="hotstart-signals", daemon=True).start()
-    return True
+    return watched
 
 
 def end_by(number: int) -> None:

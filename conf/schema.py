@@ -76,7 +76,8 @@ class RestartSection:
     With `standby` hosts keep processes ready, imports done, that the next attempt starts with;
     they hold memory and no device. A worker that exits with one of `exit_codes` asks to be started
     again, which `preemptions` pays for. An attempt that has gone on for `refill_after_s` since its
-    first step makes `failures` whole again; null: never.
+    first step (where no worker says its steps, in user code) makes `failures` whole again; null:
+    never.
     """
 
     failures: int = field(default=3, metadata={"at_least": 0})

@@ -115,8 +115,10 @@ class AttemptLoop:
                 self._flush(told)
                 return told
             outcome = ended.outcome
-            without_step = 0 if ended.stepped else without_step + 1
-            budgets = refilled(budgets, ended.steady_s, self._settings.refill_after_s)
+            refill_after_s = self._settings.refill_after_s
+            is_steady = refill_after_s is not None and ended.steady_s >= refill_after_s
+            without_step = 0 if ended.stepped or is_steady else without_step + 1
+            budgets = refilled(budgets, ended.steady_s, refill_after_s)
             decision = decide(
                 outcome,
                 budgets,
@@ -277,8 +279,7 @@ class AttemptLoop:
         hosts: Sequence[Mapping[str, Any]] = (),
         preemption: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        for index, report in sorted(reports.items()):
-            self._record.worker_report(number, index, report)
+        self._record.worker_reports(number, reports)
         info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
         self._record.end_attempt(number, outcome, info)
 

@@ -151,8 +151,8 @@ class Child:
         sweep = threading.Thread(target=self._sweep, name="worker-sweep", daemon=True)
         sweep.start()
         sweep.join(_SWEEP_S)  # the next attempt must not wait for it
-        if code == EXIT_CACHE_REQUIRED:  # whether it means the cache is in its last message
-            self._threads[1].join(_LAST_MESSAGE_S)
+        if code in (0, EXIT_CACHE_REQUIRED):  # whether it has left, or means the cache, is in its
+            self._threads[1].join(_LAST_MESSAGE_S)  # last message
         self._reaped.set()
         with self._lock:
             self._over = True

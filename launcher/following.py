@@ -32,6 +32,7 @@ from hotstart.launcher.preemption import (
     first_to_go,
 )
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
+from hotstart.launcher.progress import IN_USER_CODE
 from hotstart.launcher.watchdog import GangWatch, Stillness
 from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
 
@@ -102,8 +103,8 @@ class Keep:
 class Ended:
     """How an attempt ended, whether all workers stepped, their reports, and what they asked for.
 
-    `steady_s` is how long it went on after all had stepped. `preemption` is for the record, a
-    mapping for each notice.
+    `steady_s` is how long it went on after all had stepped, or were in user code where none says
+    its steps. `preemption` is for the record, a mapping for each notice.
     """
 
     outcome: Outcome
@@ -150,6 +151,8 @@ class Following:
         self._clock = clock
         self._preemption = GangPreemption(plan.process_count, decided_at, stop_s)
         self._all_stepped_at: float | None = None
+        self._all_running_at: float | None = None
+        self._running: set[int] = set()
         self._is_overdue = False
         self._only_first_step = only_first_step
         self._exits: list[WorkerExit] = []
@@ -183,7 +186,9 @@ class Following:
         last = self._classified()
         if last is not None and (judged is None or _explains(last, judged)):
             outcome = last
-        steady_s = 0.0 if self._all_stepped_at is None else ended_at - self._all_stepped_at
+        # A program that never calls `context.step` is steady from its beginning on.
+        since = self._all_stepped_at if self._stepped else self._all_running_at
+        steady_s = 0.0 if since is None else ended_at - since
         return Ended(
             outcome,
             self._have_all_stepped,
@@ -211,6 +216,7 @@ class Following:
                 self._ended_by = event.host
             case Reached():
                 self._watcher.reached(event)
+                self._runs(event)
             case WorkerExit():
                 self._exits.append(event)
                 self._watch.ended(event.process_index)
@@ -232,6 +238,12 @@ class Following:
                     seconds = self._clock() - self._decided_at
                     self._watcher.first_step(self._plan.attempt, seconds)
                     self._keep.all_stepped([self._stepped[i] for i in sorted(self._stepped)])
+
+    def _runs(self, reached: Reached) -> None:
+        if reached.phase in IN_USER_CODE:
+            self._running.add(reached.process_index)
+            if self._all_running_at is None and len(self._running) == self._plan.process_count:
+                self._all_running_at = self._clock()
 
     def _compare(self, facts: WorkerFacts) -> None:
         found = self._preflight.heard(facts)

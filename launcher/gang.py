@@ -265,7 +265,10 @@ class Gang(AheadCalls):
         self._lose_silent()
         if not self._polls:
             return
-        ready, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
+        first, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
+        if not first:
+            return
+        ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
         for ref in ready:
             index, _ = self._polls.pop(ref)
             try:
@@ -390,11 +393,17 @@ class Gang(AheadCalls):
 
     def _lose_silent(self) -> None:
         """An agent that is stopped, or cut off, neither answers nor dies."""
+        import ray
+
         now = time.monotonic()
-        for ref, (index, asked_at) in list(self._polls.items()):
-            if now - asked_at > _SILENCE_S:
-                del self._polls[ref]
-                self._lose(index, None)
+        stale = [ref for ref, (_, asked_at) in self._polls.items() if now - asked_at > _SILENCE_S]
+        if not stale:
+            return
+        # This driver itself may have been silent, with answers that it has not read.
+        _, unanswered = ray.wait(stale, num_returns=len(stale), timeout=0)
+        for ref in unanswered:
+            index, _ = self._polls.pop(ref)
+            self._lose(index, None)
 
     def _is_lost(self, index: int) -> bool:
         return any(lost.host_index == index for lost in self.lost)

@@ -3,8 +3,11 @@
 The server holds a request with `wait_for_change` until the value changes, so this costs one idle
 connection a key: `instance/preempted` (FALSE, TRUE) and `instance/maintenance-event` (NONE,
 MIGRATE_ON_HOST_MAINTENANCE, TERMINATE_ON_HOST_MAINTENANCE). See
-https://cloud.google.com/compute/docs/metadata/querying-metadata and, for the 30 seconds of a
-preempted VM, https://cloud.google.com/compute/docs/instances/preemptible.
+https://cloud.google.com/compute/docs/metadata/querying-metadata; for the 30 seconds of a
+preempted VM, https://cloud.google.com/compute/docs/instances/preemptible; for the 60 of one that
+is terminated for maintenance, an hour where it has GPUs,
+https://cloud.google.com/compute/docs/instances/monitor-plan-host-maintenance-event and
+https://cloud.google.com/compute/docs/gpus/gpu-host-maintenance.
 
 It is asked only where this is a VM of Google's by its firmware, or where `GCE_METADATA_HOST` names
 the server; `NO_GCE_CHECK=true` turns it off, as for Google's own libraries.
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREEMPTED_LEFT_S = 30.0
+MAINTENANCE_LEFT_S = 60.0
+GPU_MAINTENANCE_LEFT_S = 3600.0
 _HOST = "169.254.169.254"
 _PRODUCT = Path("/sys/class/dmi/id/product_name")
+_NVIDIA = Path("/proc/driver/nvidia/version")
 _PROBE_S = 3.0
 _HOLD_S = 60
 _RETRY_S = (1.0, 2.0, 5.0, 15.0, 60.0)
@@ -42,6 +48,7 @@ class MetadataWatch:
         notice: Callable[[float | None, str], None],
         environ: Mapping[str, str] = os.environ,
         product: Path = _PRODUCT,
+        nvidia: Path = _NVIDIA,
     ) -> None:
         """`notice` is called at most once, with the seconds left and the server's own word."""
         self._notice = notice
@@ -49,6 +56,7 @@ class MetadataWatch:
         self._lock = threading.Lock()
         self._connections: set[http.client.HTTPConnection] = set()
         self._address = _address(environ, product)
+        self._maintenance_s = GPU_MAINTENANCE_LEFT_S if nvidia.exists() else MAINTENANCE_LEFT_S
         if self._address is not None:
             threading.Thread(target=self._run, name="hotstart-metadata", daemon=True).start()
 
@@ -69,17 +77,24 @@ class MetadataWatch:
     def _run(self) -> None:
         import http.client  # of use on Google's machines alone, and slow to import
 
-        try:
-            answer = self._get("/", _PROBE_S)
-        except (OSError, http.client.HTTPException) as error:
-            logger.info("no metadata server at %s: %s", self._address, error)
+        answer = None
+        for pause_s in _RETRY_S:  # it may not answer yet in a pod's first seconds
+            try:
+                answer = self._get("/", _PROBE_S)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                logger.info("no metadata server at %s: %s", self._address, error)
+                if self._over.wait(pause_s):
+                    return
+        if answer is None:
+            logger.warning("no metadata server at %s: it gives no notices", self._address)
             return
         if answer.getheader("Metadata-Flavor") != "Google":
             logger.info("what answers at %s is not Google's metadata server", self._address)
             return
         maintenance = threading.Thread(
             target=self._watch,
-            args=("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE", None),
+            args=("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE", self._maintenance_s),
             name="hotstart-maintenance",
             daemon=True,
         )
@@ -123,9 +138,12 @@ class MetadataWatch:
 
         assert self._address is not None
         connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
-        with self._lock:
-            self._connections.add(connection)
         try:
+            connection.connect()
+            with self._lock:
+                if self._over.is_set():  # `close` has been, and found nothing to shut down
+                    raise ConnectionAbortedError("closed")
+                self._connections.add(connection)
             connection.request("GET", path, headers=_HEADERS)
             response = connection.getresponse()
             return _Answer(response, response.read(1 << 10).decode(errors="replace").strip())

@@ -100,7 +100,6 @@ class GangPreemption:
         self._calls: dict[int, int] = {}
         self._left: dict[int, tuple[float, int | None]] = {}
         self._seen: list[Seen] = []
-        self._settled: int | None = None
         self._is_settled = False
         self._ended_late = False
 
@@ -146,8 +145,10 @@ class GangPreemption:
 
     def overdue(self, now_s: float) -> str | None:
         """Why those that are still there are to be ended now; None while they may go on."""
-        if self._left and now_s - min(at_s for at_s, _ in self._left.values()) > LEAVE_S:
-            here = ", ".join(map(str, sorted(self._going - self._left.keys())))
+        late = sorted(self._going - self._left.keys())
+        if late and self._left and now_s - min(at_s for at_s, _ in self._left.values()) > LEAVE_S:
+            self._ended_late = True
+            here = ", ".join(map(str, late))
             return f"process {here} did not leave within {LEAVE_S:.0f} s of the others"
         if self._seen:
             first = min(self._seen, key=lambda seen: seen.gone_s)
@@ -183,8 +184,7 @@ class GangPreemption:
         if self._is_settled or not self._going or self._going - self._calls.keys():
             return None
         self._is_settled = True
-        self._settled = max(self._calls[index] for index in self._going) + 1
-        return self._settled
+        return max(self._calls[index] for index in self._going) + 1
 
 
 def first_to_go(notices: Sequence[PreemptionNotice]) -> PreemptionNotice | None:

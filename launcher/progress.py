@@ -27,6 +27,7 @@ PHASES = (
     "first_compile",
     "first_step",
 )
+IN_USER_CODE = PHASES[PHASES.index("user_code") :]
 _MAX_WARNINGS = 20
 _MAX_PROGRAMS = 10
 

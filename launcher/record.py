@@ -207,6 +207,11 @@ class RunRecord:
         """Keep the report of process index i in attempt n; the first one stays."""
         self.create_fact(f"attempts/{n:05d}/workers/{i:05d}", report)
 
+    def worker_reports(self, n: int, reports: Mapping[int, Mapping[str, Any]]) -> None:
+        """`worker_report` for each process index."""
+        with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
+            list(pool.map(lambda i: self.worker_report(n, i, reports[i]), sorted(reports)))
+
     def stacks(self, n: int, stacks: Mapping[int, str]) -> None:
         """Keep what the workers of attempt n, by process index, did when it hung."""
 

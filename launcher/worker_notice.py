@@ -25,6 +25,7 @@ from hotstart.launcher.stop_agreement import StopAgreement
 
 logger = logging.getLogger(__name__)
 
+_CATCH_UP_S = 1.0
 _TOLD_FIRST_S = 0.3  # what the agent says on the channel comes before the signal that it sends
 
 
@@ -44,12 +45,13 @@ class WorkerNotice:
         self._callbacks: list[Callable[[], None]] = []
         self._is_noticed = False
         self._is_told = False
+        self._is_told_by_signal = False  # and by nothing else
         self._is_stopping = threading.Event()
         self._has_signal = threading.Event()
         self._jax_handler: int | None = None
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._python_handler = native_handler(signal.SIGTERM)
-        watch_signals(self._heard_signal, held_back=signal.SIGTERM)
+        self._watched = watch_signals(self._heard_signal, held_back=signal.SIGTERM)
 
     def ask(self) -> bool:
         """See `context.preempted`."""
@@ -104,10 +106,13 @@ class WorkerNotice:
         """All workers stop at this call of `preempted`."""
         self._agreement.settle(stop_at)
 
-    def ended(self, last_step: int | None) -> None:
-        """The program has ended with 0; say so where it was told to leave."""
-        if self._is_told:
-            self._send({"left": True, "last_step": last_step})
+    def ended(self, last_step: int | None, *, failed: bool) -> None:
+        """The program has ended; say so where it was told to leave and has ended with 0."""
+        if self._watched is not None and self._has_own_handler():
+            self._watched.catch_up(_CATCH_UP_S)  # its handler for SIGTERM may be what has ended it
+        if self._is_told and not failed:
+            by_signal = self._is_told_by_signal
+            self._send({"left": True, "last_step": last_step, "by_signal": by_signal})
 
     def _hear_what_jax_says(self) -> None:
         """A program that JAX has told to stop, and that returns, has left too."""
@@ -134,6 +139,7 @@ class WorkerNotice:
 
     def _tell(self) -> None:
         self._is_told = True
+        self._is_told_by_signal = False
 
     def _call(self, callbacks: list[Callable[[], None]]) -> None:
         def run() -> None:
@@ -154,14 +160,23 @@ class WorkerNotice:
             threading.Thread(target=self._heard_signal, args=(number,), daemon=True).start()
 
     def _heard_signal(self, number: int) -> None:
-        if number != signal.SIGTERM or self._is_stopping.wait(_TOLD_FIRST_S):
+        if number != signal.SIGTERM or self._is_stopping.is_set():
+            return
+        if self._has_own_handler():  # it runs now, so at once; the agent knows its own signals
+            with self._lock:
+                if self._has_signal.is_set():
+                    return
+                self._has_signal.set()
+            if not self._is_told:
+                self._is_told = self._is_told_by_signal = True
+            self._send({"sigterm": True})
+            return
+        if self._is_stopping.wait(_TOLD_FIRST_S):
             return
         with self._lock:
             if self._has_signal.is_set():
                 return
             self._has_signal.set()
-        if self._has_own_handler():
-            self._tell()
-        elif self._process_count == 1 and not self._listens() and self._jax_handler is None:
+        if self._process_count == 1 and not self._listens() and self._jax_handler is None:
             self._end()
         self._send({"sigterm": True})

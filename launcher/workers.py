@@ -169,7 +169,9 @@ class WorkerProcess:
         return self._stacks
 
     def abandon(self) -> None:
-        """Kill it though nobody has told it to stop."""
+        """Kill it though nobody has told it to stop; no other starts in its place."""
+        with self._lock:
+            self._may_replace = False
         self._child.kill()
 
     def kill(self) -> None:
@@ -199,6 +201,8 @@ class WorkerProcess:
             self._required_by = str(message.get("rule", ""))
         elif "taken" in message:
             self._taken.set()
+        elif self._stopped and (message.get("by_signal") or "sigterm" in message):
+            pass  # the signal was this agent's own
         elif "left" in message:
             self._left = True
             self._emit(Leaving(self.plan.process_index, _whole(message.get("last_step"))))
@@ -279,7 +283,7 @@ class WorkerProcess:
             return False
         child.drain(time.monotonic() + _LAST_MESSAGE_S)  # it may have taken the plan and ended
         with self._lock:
-            if self._stopped or self._taken.is_set():
+            if self._stopped or self._taken.is_set() or not self._may_replace:
                 return False
             self._may_replace = False
             logger.info("process %d: the process kept for it has ended", self.plan.process_index)

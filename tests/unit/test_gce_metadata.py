@@ -69,7 +69,19 @@ def test_maintenance_that_terminates_is_told_and_one_that_migrates_is_not(
     assert told.notices == []
     server.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
     assert told.came.wait(5)
-    assert told.notices == [(None, "TERMINATE_ON_HOST_MAINTENANCE")]
+    assert told.notices == [(60.0, "TERMINATE_ON_HOST_MAINTENANCE")]
+
+
+def test_maintenance_of_a_host_with_gpus_gives_an_hour(
+    server: MetadataServer, told: Told, tmp_path: Path
+) -> None:
+    (tmp_path / "version").touch()
+    environ = {"GCE_METADATA_HOST": server.address}
+    watch = MetadataWatch(told, environ, tmp_path / "none", tmp_path / "version")
+    server.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+    assert told.came.wait(5)
+    watch.close()
+    assert told.notices == [(3600.0, "TERMINATE_ON_HOST_MAINTENANCE")]
 
 
 def test_notices_of_both_keys_are_told_once(

@@ -124,3 +124,9 @@ def test_notice_says_who_what_and_how_long() -> None:
     assert str(metadata) == (
         "preemption notice for host-a: Google Cloud's metadata server (preempted), 30 s left"
     )
+
+
+def test_gang_that_has_left_may_take_its_time_to_end() -> None:
+    preemption = gang(1)
+    preemption.left(Leaving(0, 7), 115.0)
+    assert preemption.overdue(1000.0) is None

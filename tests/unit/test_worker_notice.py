@@ -247,3 +247,30 @@ def test_leave_outside_of_a_job_ends_with_zero() -> None:
     with pytest.raises(SystemExit) as raised:
         context.leave()
     assert raised.value.code == 0
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_sigterm_whose_handler_ends_the_program_at_once_is_a_notice_first(
+    host: Host, code: int
+) -> None:
+    host.start(
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.05)\n"
+    )
+    host.wait_for_line("ready")
+    os.kill(host.pid(), signal.SIGTERM)
+    assert host.wait_for_end() == [(code, None, code == 0, False)]
+    [notice] = host.of(PreemptionNotice)
+    assert (notice.source, notice.process_index) == ("sigterm", 0)
+    assert host.seen.index(notice) < host.seen.index(host.of(WorkerExit)[0])
+
+
+def test_sigterm_of_the_agent_whose_handler_ends_at_once_is_no_notice(host: Host) -> None:
+    host.start(
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.05)\n"
+    )
+    host.wait_for_line("ready")
+    host.agent.stop(5.0, ask=True)
+    assert host.wait_for_end() == [(0, None, False, True)]
+    assert host.of(PreemptionNotice) == host.of(Leaving) == []
