@@ -27,7 +27,7 @@ from hotstart.launcher.preemption import Leaving, PreemptionNotice, StopPoint
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.watchdog import StillLimits, Stillness
-from hotstart.launcher.workers import Event, FirstStep, Output
+from hotstart.launcher.workers import Event, FirstStep, Output, Reached
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.unit
@@ -175,6 +175,9 @@ class Told:
 
     def output(self, output: Output) -> None:
         self.lines += output.lines
+
+    def reached(self, reached: Reached) -> None:
+        pass
 
     def notice(self, attempt: int, notice: str) -> None:
         self.lines.append(f"attempt {attempt}: {notice}")
@@ -737,7 +740,15 @@ def test_loop_host_with_a_notice_between_attempts_is_left_before_the_next() -> N
     assert bench.outcomes() == ["failed", "done"]
 
 
-def test_loop_failures_are_forgotten_after_a_steady_stretch() -> None:
+@pytest.mark.parametrize(
+    "begun",
+    [
+        [FirstStep(0), FirstStep(1)],
+        [Reached(index, "host", "user_code", None, 0, 0) for index in (0, 1)],
+    ],
+    ids=["stepped", "never says a step"],
+)
+def test_loop_failures_are_forgotten_after_a_steady_stretch(begun: list[Event]) -> None:
     bench = Bench()
     steady_s = iter([10.0, 3600.0, 10.0, 10.0])
 
@@ -748,8 +759,8 @@ def test_loop_failures_are_forgotten_after_a_steady_stretch() -> None:
                     bench.clock.now_s += next(steady_s)
                 yield attempt, event
 
-    stepped = Script([[FirstStep(0), FirstStep(1)], [ended(1, None, 9)]], [stopped(0)])
-    bench.scripts = dict.fromkeys(range(1, 5), stepped)
+    script = Script([begun, [ended(1, None, 9)]], [stopped(0)])
+    bench.scripts = dict.fromkeys(range(1, 5), script)
     bench._place = lambda attempt: Steady(bench.scripts, bench.calls, "gang")  # type: ignore[method-assign]
     decision = bench.run(failures=1, refill_after_s=3600.0)
     assert decision.exit_code == ExitCode.BUDGET_SPENT
