@@ -95,15 +95,15 @@ class AttemptLoop:
         writes: list[Future[None]] = []
         try:
             decision = self._run(writes)
-            for write in writes:
-                _note_failure(write)
-            return decision
         finally:
             if self._ahead is not None:
                 wait(self._learning, timeout=_LEARN_S)  # needs the agents
                 self._ahead.close()
-            self._drop_gang()
+            self._drop_gang()  # before the writes: a record that is out must not hold accelerators
             self._writer.shutdown()
+        for write in writes:
+            _note_failure(write)
+        return decision
 
     def _run(self, writes: list[Future[None]]) -> GiveUp:
         budgets, without_step = self._settings.budgets, 0
@@ -279,9 +279,11 @@ class AttemptLoop:
         hosts: Sequence[Mapping[str, Any]] = (),
         preemption: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._record.worker_reports(number, reports)
         info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
-        self._record.end_attempt(number, outcome, info)
+        try:
+            self._record.worker_reports(number, reports)
+        finally:
+            self._record.end_attempt(number, outcome, info)
 
     def _pause(self, delay_s: float) -> None:
         until = self._clock() + delay_s

@@ -62,6 +62,7 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    from hotstart.cache.errors import StoreError
     from hotstart.launcher.console import Console
     from hotstart.launcher.misses import is_looking
 
@@ -71,7 +72,10 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     console.say(f"run {run.name} in {run.record.store.url}")
     decision = run.execute(console, address, console.say)
     console.flush()
-    print_report(run.record, as_json, within_s=_MISSES_S)
+    try:
+        print_report(run.record, as_json, within_s=_MISSES_S)
+    except StoreError as error:  # the job has ended as it has
+        console.say(f"no report: the record of run {run.name} can't be read: {error}")
     if decision.exit_code:
         console.say(f"{decision.reason} (exit code {int(decision.exit_code)})")
         if decision.exit_code in (1, 3, 130) and not run.superseded:

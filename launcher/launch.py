@@ -84,7 +84,7 @@ class Run:
         self.record = record
         self._keyring = keyring
         self._ownership = ownership
-        created = record.read().created
+        created = record.created()
         launched_from = created.get("launched_from", {})
         if not is_new and os.environ.get(SUBMISSION_VARIABLE):
             config, launched_from = moved(config, launched_from, str(Path.cwd()))

@@ -92,16 +92,23 @@ class Ownership:
         Blocks on the store (a list, a create, a delete); raises `StoreError`.
         """
         begun_at = self._clock()
-        owner = self._record.owner()
-        if owner is None or owner.epoch != self.epoch:  # superseded, or the record was removed
-            self._superseded = True
+        # Where old beats stay, all of them would be listed anew with each.
+        owner = self._record.owner() if self._may_delete else None
+        if owner is not None:
+            self._superseded, stop_asked = owner.epoch != self.epoch, owner.stop_asked
+        elif self._may_delete:  # the record was removed
+            self._superseded, stop_asked = True, False
+        else:
+            self._superseded, stop_asked = self._record.signs_for(self.epoch)
+        if self._superseded:
             return False
         self._beat += 1  # before the call: a beat whose fate is unknown is not sent again
         self._record.create_fact(f"owner/{self.epoch:08d}/{self._beat:08d}", says or {})
         self._beat_at, self._problem = begun_at, ""
-        if owner.stop_asked:
+        if stop_asked:
             on_stop()
-        self._delete_older(owner)
+        if owner is not None:
+            self._delete_older(owner)
         return True
 
     def keep(

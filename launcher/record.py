@@ -208,9 +208,13 @@ class RunRecord:
         self.create_fact(f"attempts/{n:05d}/workers/{i:05d}", report)
 
     def worker_reports(self, n: int, reports: Mapping[int, Mapping[str, Any]]) -> None:
-        """`worker_report` for each process index."""
+        """`worker_report` for each process index; after one has failed no more are begun."""
         with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
-            list(pool.map(lambda i: self.worker_report(n, i, reports[i]), sorted(reports)))
+            try:
+                list(pool.map(lambda i: self.worker_report(n, i, reports[i]), sorted(reports)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def stacks(self, n: int, stacks: Mapping[int, str]) -> None:
         """Keep what the workers of attempt n, by process index, did when it hung."""
@@ -348,6 +352,15 @@ class RunRecord:
             latest=stats[max(stats)].name,
             stop_asked=max(claimed) in asked,
         )
+
+    def signs_for(self, epoch: int) -> tuple[bool, bool]:
+        """Whether a later owner has claimed the run, and whether this one is asked to stop.
+
+        Costs two small lists, however many beats there are.
+        """
+        names = f"{epoch + 1:08d}/", f"{epoch:08d}/stop"
+        later, stop = (any(self.store.list(f"{self.name}/owner/{name}")) for name in names)
+        return later, stop
 
     def state(self, observer: OwnerIdentity | None = None) -> RunState:
         """The run's state as far as it can be told without waiting (the words: see above)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -221,7 +223,8 @@ def restart(
     if cluster_s is not None and not watches:
         raise UsageError("--wait-cluster is for --watch; without it nothing is waited for")
     location = runs_location(run_dir)
-    job = read_job(location, run, overrides)
+    with _record_that_answers(location):
+        job = read_job(location, run, overrides)
     if watches:
         parent = context.find_root().params
         verbose = int(parent.get("verbose") or 0)
@@ -233,7 +236,23 @@ def restart(
     def tell(text: str) -> None:
         click.echo(f"hotstart: {text}", err=True)
 
-    follow(reopen_run(job, tell), address, as_json)
+    with _record_that_answers(location):
+        reopened = reopen_run(job, tell)
+    follow(reopened, address, as_json)
+
+
+@contextlib.contextmanager
+def _record_that_answers(location: str) -> Iterator[None]:
+    """A store that is out is no wrong usage: who watches the run tries again."""
+    from hotstart.cache.errors import TransientError
+    from hotstart.launcher.errors import RecordUnreachable
+
+    try:
+        yield
+    except TransientError as error:
+        raise RecordUnreachable(
+            f"the runs in {location} can't be read: {error}; restart the run when they can"
+        ) from error
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart report latest\n"

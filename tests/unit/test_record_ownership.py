@@ -235,6 +235,20 @@ def test_ownership_beat_without_the_right_to_delete_goes_on(store, take, monkeyp
     assert [owner.beat() for _ in range(3)] == [True, True, True]
     assert len(store.names("lm-1/owner/")) == 4
 
+    listed: list[str] = []
+    everything = store.list
+    monkeypatch.setattr(store, "list", lambda prefix: listed.append(prefix) or everything(prefix))
+    assert owner.beat()
+    assert listed == ["lm-1/owner/00000002/", "lm-1/owner/00000001/stop"]  # not all old beats
+
+    asked: list[int] = []
+    owner._record.ask_to_stop(1, {})
+    assert owner.beat(on_stop=lambda: asked.append(1))
+    assert asked == [1]
+    take(BOB)
+    assert not owner.beat()
+    assert owner.superseded
+
 
 def test_ownership_keep_beats_on_through_store_errors(store, take):
     owner = take(ANN)
