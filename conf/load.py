@@ -48,6 +48,7 @@ _PATHS = {
     ("cache", "location"),
     ("cache", "node_dir"),
     ("cache", "signing_key_file"),
+    ("resume", "if_exists"),
 }
 
 
@@ -156,6 +157,9 @@ def _at_home(setting: Setting) -> Setting:
         raise setting.origin.error("give a directory or gs://bucket/prefix", key=dotted(path))
     if path not in _PATHS or not isinstance(value, str):
         return setting
+    if path == ("resume", "if_exists") and ("://" in value or not value.strip()):
+        text = f"expected a path of each host, got {shown(value)}"
+        raise setting.origin.error(text, key=dotted(path))
     try:
         local = "://" not in value and "${" not in value
         value = str((Path.cwd() / Path(value).expanduser()).absolute()) if local else value

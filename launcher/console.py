@@ -59,6 +59,11 @@ class Console:
         """
         return self._printer.flush(timeout_s)
 
+    def close(self) -> None:
+        """Take the panel away, so that it wipes nothing out that others print; blocks a moment."""
+        self._printer.take_bottom_away()
+        self.flush()
+
     def take_logs(self) -> None:
         """Have log lines for standard error printed above the panel, which would wipe them out."""
         if not self._has_panel or not sys.stderr.isatty():

@@ -70,8 +70,10 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     console = Console(run.name, run.config.workers, stream)
     console.take_logs()
     console.say(f"run {run.name} in {run.record.store.url}")
-    decision = run.execute(console, address, console.say)
-    console.flush()
+    try:
+        decision = run.execute(console, address, console.say)
+    finally:
+        console.close()
     try:
         print_report(run.record, as_json, within_s=_MISSES_S)
     except StoreError as error:  # the job has ended as it has

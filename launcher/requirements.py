@@ -13,8 +13,10 @@ from pathlib import Path
 
 from hotstart.launcher.errors import UsageError
 
-_OTHER_FILE = re.compile(r"(-r|-c|-e|--requirement|--constraint|--editable)\b")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@|://[^/@\s:]+@(?!.*\.git\b)")
+_OTHER_FILE = re.compile(r"-[rce]|(--requirement|--constraint|--editable)\b")
+# Not a mere user name for ssh, which says nothing, nor ${NAME}, which the hosts fill in.
+_PASSWORD = re.compile(r"(?<!ssh)://[^/@\s]+@|ssh://[^/@\s]*:[^/@\s]*@")
+_FILLED_IN = re.compile(r"://\$\{\w+\}(:\$\{\w+\})?@")
 _LOCAL = re.compile(r"\.{1,2}/|/|~")
 
 
@@ -37,12 +39,13 @@ def read_requirements(path: str) -> tuple[str, ...]:
         where = f"--requirements: {path}:{number}"
         if _OTHER_FILE.match(line):
             raise UsageError(f"{where}: {line}: another file is not sent; put its lines in here")
-        if _LOCAL.match(line):
+        if local := _LOCAL.match(line):
+            inside = line[local.end() :].lstrip("/") if line.startswith("./") else "NAME"
             raise UsageError(
                 f"{where}: {line}: a path of this machine is none of the hosts'; keep the file in "
-                "the working folder and write ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/" + line[2:]
+                "the working folder and write ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/" + inside
             )
-        if _PASSWORD.search(line):
+        if _PASSWORD.search(_FILLED_IN.sub("://", line)):
             raise UsageError(
                 f"{where}: a password in an address would show in Ray's dashboard; set "
                 "PIP_INDEX_URL where Ray is started on each host, or ~/.netrc there"

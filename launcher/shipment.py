@@ -227,6 +227,9 @@ def _check_needed(job: LoadedJob, files: SentFiles) -> None:
             )
 
 
+_SECRET_FILES = (KEY_FILE_VARIABLE, "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_TOKEN_PATH")
+
+
 def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:
     """Raise `UsageError` where a key or a secret would be sent along, to lie in Ray's storage."""
     config, origin = job.config, job.origins.get
@@ -234,7 +237,7 @@ def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:
         f"{origin('cache.signing_key_file', 'default')}: cache.signing_key_file": (
             config.cache.signing_key_file
         ),
-        f"environment {KEY_FILE_VARIABLE}": os.environ.get(KEY_FILE_VARIABLE),
+        **{f"environment {name}": os.environ.get(name) for name in _SECRET_FILES},
     }
     for name, reference in config.secret_env.items():
         kind, _, path = reference.partition(":")

@@ -205,6 +205,15 @@ def test_job_with_settings_keeps_the_rest_and_looks_at_no_recorded_path(
     )
 
 
+def test_job_with_a_checkpoint_to_resume_from_takes_it_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed = job_with(TEXT, "job.yaml", ["resume.if_exists=ckpt", "resume.args=[--resume]"])
+
+    assert changed.resume.if_exists == str(tmp_path / "ckpt")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -218,6 +227,8 @@ def test_job_with_settings_keeps_the_rest_and_looks_at_no_recorded_path(
                                 "gs://bucket/prefix"),
         ("workers=0", "command line: workers: expected a whole number of at least 1, got 0"),
         ("workers", "command line: expected key=value, got 'workers'"),
+        ("resume.if_exists=gs://b/c", "command line: resume.if_exists: expected a path of each "
+                                      "host, got 'gs://b/c'"),
     ],
 )  # fmt: skip
 def test_job_with_a_setting_that_cannot_be_used_says_why(override: str, message: str) -> None:

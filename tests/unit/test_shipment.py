@@ -101,6 +101,17 @@ def test_prepare_environment_settings_and_run_name_go_to_the_driver(
     assert submission.run_dir == "gs://b/runs"
 
 
+@pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_TOKEN_PATH"])
+def test_prepare_with_credentials_in_the_folder_that_is_sent_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = project / "key.json"
+    path.write_text("{}")
+    monkeypatch.setenv(name, str(path))
+    with pytest.raises(UsageError, match=f"^environment {name}: {path} lies in {project}, "):
+        prepare("jobs/job.yaml", [], "gs://b")
+
+
 @pytest.mark.parametrize("how", ["setting", "environment", "link"])
 def test_prepare_with_a_signing_key_in_the_folder_that_is_sent_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, how: str

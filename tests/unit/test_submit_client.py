@@ -104,6 +104,21 @@ def test_requirements_are_the_lines_that_pip_would_take(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "pkg @ git+ssh://git@github.com/org/repo@v1",
+        "pkg @ git+https://github.com/org/repo.git@v1",
+        "--extra-index-url https://${TOKEN}@host/simple",
+        "--extra-index-url https://${USER}:${TOKEN}@host/simple",
+    ],
+)
+def test_requirements_without_a_secret_are_taken(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "r.txt"
+    path.write_text(f"{line}\n")
+    assert read_requirements(str(path)) == (line,)
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("-r more.txt", ":1: -r more.txt: another file is not sent; put its lines in here"),
@@ -116,6 +131,25 @@ def test_requirements_are_the_lines_that_pip_would_take(tmp_path: Path) -> None:
             "a\n--index-url https://me:s3cret@host/simple",
             ":2: a password in an address would show in Ray's dashboard; set PIP_INDEX_URL where "
             "Ray is started on each host, or ~/.netrc there",
+        ),
+        *(
+            (
+                line,
+                ":1: a password in an address would show in Ray's dashboard; set PIP_INDEX_URL "
+                "where Ray is started on each host, or ~/.netrc there",
+            )
+            for line in (
+                "pkg @ git+https://ghp_token@github.com/org/private.git",
+                "pkg @ git+https://user:token@github.com/org/private.git",
+                "pkg @ git+ssh://git:token@github.com/org/private.git",
+                "--extra-index-url https://token@host/simple",
+            )
+        ),
+        ("-rmore.txt", ":1: -rmore.txt: another file is not sent; put its lines in here"),
+        (
+            "/abs/x.whl",
+            ":1: /abs/x.whl: a path of this machine is none of the hosts'; keep the file in the "
+            "working folder and write ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/NAME",
         ),
         ("# nothing", " names no packages"),
         (None, ": No such file or directory"),
