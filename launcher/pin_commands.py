@@ -48,7 +48,6 @@ def pin(
     KEY may be the beginning of a key, or of the hash in it, as long as it is one entry's alone.
     A bucket's own lifecycle rules know of no pins.
     """
-    import getpass
     import socket
     import time
 
@@ -56,11 +55,13 @@ def pin(
     from hotstart.cache.heads import in_order
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
+    from hotstart.launcher.identity import OwnerIdentity
 
     store = open_location(location)
     seal = open_seal(store, signing_key_file)
     names, source, run = _named(store, seal, keys, run, run_dirs)
-    facts = pins.PinFacts(f"{getpass.getuser()}@{socket.gethostname()}", time.time(), why)
+    user = OwnerIdentity.of_this_process().user
+    facts = pins.PinFacts(f"{user}@{socket.gethostname()}", time.time(), why)
     sealed = SealedStore(store, seal)
     pinning = in_order(lambda name: pins.pin(sealed, name, source, facts), names)
     created = dict(zip(names, pinning, strict=True))
