@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from hotstart.cache.directory import NO_HARD_LINKS
 from hotstart.cache.entry import EntryMeta, decode, encode
 from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.signing import UNSEALED, Seal
@@ -90,7 +91,10 @@ class Autotune:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, thread_name_prefix="hotstart-autotune")
             self._publishing = [f for f in self._publishing if not f.done()]
-            self._publishing.append(self._pool.submit(self._publish, identity, folder))
+            # While the interpreter shuts down, or once closed, a pool takes nothing more; this is
+            # called as a compilation ends, which must not fail for it.
+            with contextlib.suppress(RuntimeError):
+                self._publishing.append(self._pool.submit(self._publish, identity, folder))
 
     def flush(self, timeout_s: float) -> bool:
         """Block until what was added is in the store; False at the timeout."""
@@ -200,7 +204,14 @@ def _create(path: Path, text: str) -> None:
     if path.exists():
         return
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    with contextlib.suppress(FileExistsError):
+    try:
+        draft.write_text(text)
         os.link(draft, path)
-    draft.unlink()
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        draft.replace(path)  # whoever was first has written the same
+    finally:
+        draft.unlink(missing_ok=True)

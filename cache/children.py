@@ -52,7 +52,7 @@ def offer(
     if keys != keyring.keys:
         logger.info("child processes go without the cache: they can't have its signing keys")
         return False
-    settings = dataclasses.asdict(dataclasses.replace(config, strict=False))
+    settings = dataclasses.asdict(dataclasses.replace(config, strict=False, require_warm=False))
     environ[SETTINGS_VARIABLE] = json.dumps(settings)
     environ["PYTHONPATH"] = os.pathsep.join([_FOLDER, *_others(environ)])
     return True

@@ -32,7 +32,7 @@ from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
 STALE_AFTER_S = 3600.0
 _OWN_FOLDER = ".hotstart"
-_NO_HARD_LINKS = frozenset(
+NO_HARD_LINKS = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.EMLINK}
 )
 
@@ -217,7 +217,7 @@ class DirectoryStore:
             try:
                 os.link(temporary, path)
             except OSError as error:
-                if error.errno not in _NO_HARD_LINKS:
+                if error.errno not in NO_HARD_LINKS:
                     raise
                 return self._rename(temporary, path)
             return True

@@ -24,7 +24,7 @@ class _ReadsHeads(Protocol):
 def read_head(store: Store, stat: ObjectStat) -> Head | str | None:
     """What an entry says of itself, or what is wrong with that; None where it is gone.
 
-    Unverified. One request for 4 KiB; raises `StoreMissing`.
+    Unverified. One request for 32 KiB; raises `StoreMissing`.
     """
     try:
         if isinstance(store, _ReadsHeads):

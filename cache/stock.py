@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotstart.cache.directory import NO_HARD_LINKS
 from hotstart.cache.entry import EntryMeta
 from hotstart.cache.errors import NotAnEntry, StoreError
 from hotstart.cache.heads import in_order, read_whole
@@ -145,6 +146,12 @@ def _create(folder: Path, name: str, data: bytes | memoryview) -> bool:
         os.link(temporary, folder / name)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if (folder / name).exists():
+            return False
+        temporary.rename(folder / name)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

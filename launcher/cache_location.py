@@ -73,5 +73,15 @@ def open_seal(store: Store, signing_key_file: str | None) -> Seal:
 
 
 def run_locations(run_dirs: tuple[str, ...]) -> list[str]:
-    """The run directories that were named, or the default one."""
-    return [runs_location(one) for one in run_dirs or (None,)]
+    """The run directories that were named, or the default one, which need not be there.
+
+    Raises `UsageError` for a directory that was named and is not there: its runs would protect
+    nothing. Whether a bucket is there, the first request tells.
+    """
+    from hotstart.launcher.errors import UsageError
+
+    found = [runs_location(one) for one in run_dirs or (None,)]
+    for where in found if run_dirs else ():
+        if not where.startswith("gs://") and not Path(where).is_dir():
+            raise UsageError(f"--run-dir: {where}: there is no such directory")
+    return found

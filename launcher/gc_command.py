@@ -152,16 +152,26 @@ def _collect(
     import time
 
     from hotstart.cache.collect import Collected, collect, store_now_s
+    from hotstart.cache.errors import StoreError
     from hotstart.cache.janitor import choose
     from hotstart.launcher.progress_bar import counted
 
     now_s = time.time() if dry_run else store_now_s(store)
     entries = [there.candidate for there in stored.values()]
     condemned = choose(entries, kept, limits, now_s)
+    sizes = {entry.name: entry.size_bytes for entry in entries}
     if dry_run:
-        sizes = {entry.name: entry.size_bytes for entry in entries}
         return [Collected(one.name, sizes[one.name], one.why, "") for one in condemned]
-    return list(counted(collect(store, stored, condemned), "gc", len(condemned)))
+    fates: list[Collected] = []
+    try:
+        for fate in counted(collect(store, stored, condemned), "gc", len(condemned)):
+            fates.append(fate)  # noqa: PERF402 - what came before the trouble is told
+    except StoreError as error:
+        if not fates:
+            raise
+        for one in condemned[len(fates) :]:  # fates come in this order
+            fates.append(Collected(one.name, sizes[one.name], one.why, f"not deleted: {error}"))
+    return fates
 
 
 def _tell(
@@ -206,7 +216,9 @@ def _tell(
     if live:
         click.echo(f"runs that have not ended: {', '.join(live)}")
     if limits.max_size_bytes is not None and all_bytes - gone_bytes > limits.max_size_bytes:
-        click.echo(f"what stays is more than {show_size(limits.max_size_bytes)}: it is kept")
+        failed = any(one.fate.startswith("not deleted") for one in fates)
+        reason = "some could not be deleted" if failed else "it is kept"
+        click.echo(f"what stays is more than {show_size(limits.max_size_bytes)}: {reason}")
     if dry_run:
         click.echo("ages are by this host's clock; without --dry-run they are by the store's")
 

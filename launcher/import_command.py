@@ -74,6 +74,8 @@ def import_(
                 brought.append(one)
         except BundleError as error:
             problem = f"{source}: {error}"
+        except OSError as error:  # the source's: a store's trouble is a StoreError
+            problem = f"{source} can't be read: {error.strerror or error}"
     _tell(store.url, source, brought, looked if stock else None, problem, as_json=as_json)
     fates = Counter(one.fate for one in brought)
     sys.exit(_PROBLEMS if problem or looked.bad or fates["bad"] or fates["refused"] else 0)

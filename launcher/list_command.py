@@ -51,7 +51,7 @@ _SORTS: dict[str, tuple[Callable[[Row], Any], bool]] = {
     "--long",
     "is_long",
     is_flag=True,
-    help="Compile seconds, versions and writer too: reads the first 4 KiB of each entry, one "
+    help="Compile seconds, versions and writer too: reads the first 32 KiB of each entry, one "
     "request each; without it there is one for 1000 entries.",
 )
 @click.option("--all", "everything", is_flag=True, help="Replacements, strays and leases too.")

@@ -27,7 +27,10 @@ _NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{REPLACEMENTS}])?")
 
 
 class ManifestStore:
-    """Both calls block on the store; trouble with it is a warning, and costs a slower start."""
+    """Its calls block on the store.
+
+    Trouble with it is a warning, and costs a slower start; but for `look_up`, which raises.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -62,20 +65,30 @@ class ManifestStore:
         One more for each that turns out to be damaged.
         """
         try:
-            for stat in self._newest_first(fingerprint):
-                most = MAX_BYTES + SIGNATURE_BYTES
-                data = self._store.get(stat.name) if stat.size_bytes <= most else b""
-                if data is None:
-                    continue
-                try:
-                    return Manifest.from_json(data)
-                except ManifestError as error:
-                    logger.warning("%s/%s: %s; it is skipped", self._store.url, stat.name, error)
-        except StoreMissing:
-            return None
+            return self.look_up(fingerprint)[0]
         except StoreError as error:
             logger.warning("nothing is read ahead for this job: %s", error)
         return None
+
+    def look_up(self, fingerprint: str) -> tuple[Manifest | None, int]:
+        """The same, and how many were there where none is sound; raises `StoreError`.
+
+        For one who may not take trouble for there being none.
+        """
+        try:
+            there = self._newest_first(fingerprint)
+        except StoreMissing:
+            return None, 0
+        for stat in there:
+            most = MAX_BYTES + SIGNATURE_BYTES
+            data = self._store.get(stat.name) if stat.size_bytes <= most else b""
+            if data is None:
+                continue
+            try:
+                return Manifest.from_json(data), 0
+            except ManifestError as error:
+                logger.warning("%s/%s: %s; it is skipped", self._store.url, stat.name, error)
+        return None, len(there)
 
     def _newest_first(self, fingerprint: str) -> list[ObjectStat]:
         folder = _folder(fingerprint)

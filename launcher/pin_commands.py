@@ -48,7 +48,6 @@ def pin(
     KEY may be the beginning of a key, or of the hash in it, as long as it is one entry's alone.
     A bucket's own lifecycle rules know of no pins.
     """
-    import getpass
     import socket
     import time
 
@@ -56,11 +55,13 @@ def pin(
     from hotstart.cache.heads import in_order
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
+    from hotstart.launcher.identity import OwnerIdentity
 
     store = open_location(location)
     seal = open_seal(store, signing_key_file)
-    names, source, run = _named(store, seal, keys, run, run_dirs)
-    facts = pins.PinFacts(f"{getpass.getuser()}@{socket.gethostname()}", time.time(), why)
+    names, source, run, absent = _named(store, seal, keys, run, run_dirs)
+    user = OwnerIdentity.of_this_process().user
+    facts = pins.PinFacts(f"{user}@{socket.gethostname()}", time.time(), why)
     sealed = SealedStore(store, seal)
     pinning = in_order(lambda name: pins.pin(sealed, name, source, facts), names)
     created = dict(zip(names, pinning, strict=True))
@@ -71,8 +72,8 @@ def pin(
         pins.unpin(store, name, source)
     pinned = [name for name in names if name in there]
     new = sum(created[name] for name in pinned)
-    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost)
-    sys.exit(_PROBLEMS if lost else 0)
+    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost, absent=absent)
+    sys.exit(_PROBLEMS if lost or absent else 0)
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart cache unpin jit_step-14ac577c\n"
@@ -103,7 +104,7 @@ def unpin(
             stat.name.split("/")[2] for stat in found if store.delete(stat.name, stat.generation)
         ]
     else:
-        names, source, run = _named(
+        names, source, run, _ = _named(
             store, open_seal(store, signing_key_file), keys, run, run_dirs, verb="unpin"
         )
         unpinning = in_order(lambda name: pins.unpin(store, name, source), names)
@@ -121,8 +122,11 @@ def _named(
     run: str | None,
     run_dirs: tuple[str, ...],
     verb: str = "pin",
-) -> tuple[list[str], str, str | None]:
-    """The names of the entries that are meant, the source of their pins, and the run."""
+) -> tuple[list[str], str, str | None, list[str]]:
+    """The names of the entries that are meant, the source of their pins, and the run.
+
+    Last, those that the run asked for and that are not there.
+    """
     from hotstart.cache import pins
     from hotstart.launcher.errors import UsageError
 
@@ -131,30 +135,52 @@ def _named(
     if run is None:
         from hotstart.launcher.find_entry import find_one
 
-        return [find_one(store, key) for key in keys], pins.BY_KEY, None
+        return [find_one(store, key) for key in keys], pins.BY_KEY, None, []
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
     from hotstart.launcher.run_needs import needed_by, needs_of_run
 
     needs = needs_of_run(run_locations(run_dirs), run, seal.keyring, SealedStore(store, seal))
+    if needs.unread and verb == "pin":
+        raise UsageError(
+            f"what run {needs.run} in {needs.run_dir} asked for can't all be read, or is not "
+            "signed with a key of this host; set the key of its launch. Nothing was pinned"
+        )
     there = {one.stat.name for one in list_entries(store)}
-    names = sorted(name for name in needed_by([needs]) if name in there)
+    wanted = sorted(needed_by([needs]))
+    names = [name for name in wanted if name in there]
     if not names:
         raise UsageError(
             f"run {needs.run} in {needs.run_dir} asked for {len(needs.keys)} programs, of which "
             f"none is in {store.url}; name its cache with --location"
         )
-    return names, pins.source_of_run(needs.run), needs.run
+    return names, pins.source_of_run(needs.run), needs.run, [n for n in wanted if n not in there]
 
 
 def _tell_pins(
-    store: Store, run: str | None, as_json: bool, *, pinned: list[str], new: int, lost: list[str]
+    store: Store,
+    run: str | None,
+    as_json: bool,
+    *,
+    pinned: list[str],
+    new: int,
+    lost: list[str],
+    absent: list[str],
 ) -> None:
     if as_json:
-        facts = {"location": store.url, "run": run, "pinned": pinned, "new": new, "gone": lost}
+        facts = {
+            "location": store.url,
+            "run": run,
+            "pinned": pinned,
+            "new": new,
+            "gone": lost,
+            "absent": absent,
+        }
         click.echo(json.dumps(facts, indent=2))
         return
     of_run = f" for run {run}" if run else ""
     click.echo(f"{store.url}: {len(pinned)} pinned{of_run}, {len(pinned) - new} of them before")
     for name in lost:
         click.echo(f"  {name}: gone meanwhile, and not pinned")
+    for name in absent:
+        click.echo(f"  {name}: asked for by the run, and not in this cache")

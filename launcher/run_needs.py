@@ -6,6 +6,7 @@ A run is live as long as it has no end: also one whose driver is lost, for it ca
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,11 @@ _MANIFEST = re.compile(r"attempts/(\d{5})/manifest/(\d{8})-\d{1,18}")
 class RunNeeds:
     """What one run asked for.
 
-    location: its cache's; None where its job can't be read, empty where it has no cache.
-    fingerprint: its job's, as `ManifestStore` has it; None likewise.
-    keys: of its own manifests and, where that is its cache, of its fingerprint's.
+    location: its cache's, spelt as the store's where it is that one; None where its job can't be
+        read, empty where it has no cache.
+    fingerprint: its job's, as `ManifestStore` has it, for the most workers; None likewise.
+    keys: of its own manifests and, where that is its cache, of those of its job, for each number
+        of workers that it may have.
     began_s, last_sign_s: the time in which it may have made entries that no manifest names yet, by
         the clock of the record's store.
     unread: manifests that are there and can't be read, or are not signed with a key of this host.
@@ -153,8 +156,8 @@ def _records(run_dir: str, keyring: Keyring) -> list[RunRecord]:
     store = open_sealed(run_dir, keyring)
     try:
         names = [stat.name.removeprefix("index/") for stat in store.list("index/")]
-    except StoreMissing:
-        return []
+    except StoreMissing as error:  # a bucket, so it was named
+        raise UsageError(f"--run-dir: {error}") from error
     return [RunRecord(store, name) for name in names if RUN_NAME.fullmatch(name)]
 
 
@@ -167,22 +170,25 @@ def _needs(
     times = [stat.modified_s for stat in listed]
     created = record.store.stat(prefix + "created")
     times += [] if created is None else [created.modified_s]
-    location, fingerprint = _job(record)
+    location, fingerprints = _job(record)
+    if location is not None and _is_same_place(location, cache_url):
+        location = cache_url
     keys: set[str] = set()
     unread = 0
     for stats in _newest_manifests(listed, prefix).values():
         manifest = next(filter(None, (_read(record.store, stat) for stat in stats)), None)
         keys |= frozenset() if manifest is None else manifest.keys
         unread += manifest is None
-    if fingerprint is not None and location == cache_url:
-        latest = manifests.latest(fingerprint)
+    for fingerprint in fingerprints if location == cache_url else ():
+        latest, unsound = manifests.look_up(fingerprint)
         keys |= frozenset() if latest is None else latest.keys
+        unread += unsound
     return RunNeeds(
         run=record.name,
         run_dir=record.store.url,
         state=state,
         location=location,
-        fingerprint=fingerprint,
+        fingerprint=fingerprints[-1] if fingerprints else None,
         keys=frozenset(keys),
         began_s=min(times, default=0.0),
         last_sign_s=max(times, default=0.0),
@@ -190,23 +196,37 @@ def _needs(
     )
 
 
-def _job(record: RunRecord) -> tuple[str | None, str | None]:
-    """Location of the cache and fingerprint of a run's job; None where it can't be read."""
+def _job(record: RunRecord) -> tuple[str | None, list[str]]:
+    """Location of the cache of a run's job, and its fingerprints: one for each size of its gang.
+
+    The last is that of the largest. None, and no fingerprint, where the job can't be read.
+    """
     try:
         config = job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
     except (LauncherError, ConfigError):
-        return None, None
+        return None, []
     created = record.created()
     launched_from = created.get("launched_from")
-    fingerprint = recorded_fingerprint(
-        config, launched_from if isinstance(launched_from, Mapping) else {}
-    )
+    launched_from = launched_from if isinstance(launched_from, Mapping) else {}
+    fingerprints = [
+        recorded_fingerprint(config, launched_from, workers)
+        for workers in range(config.least_workers, config.workers + 1)
+    ]
     if config.cache.mode == "off":
-        return "", fingerprint
+        return "", fingerprints
     try:
-        return normalize_location(config.cache.location or ""), fingerprint
+        return normalize_location(config.cache.location or ""), fingerprints
     except InvalidLocation:
-        return None, fingerprint
+        return None, fingerprints
+
+
+def _is_same_place(location: str, cache_url: str) -> bool:
+    """Whether two spellings mean one cache: a directory has as many as there are links to it."""
+    if location == cache_url:
+        return True
+    if not location or "://" in location or "://" in cache_url:
+        return False
+    return os.path.realpath(location) == os.path.realpath(cache_url)
 
 
 def _newest_manifests(listed: Iterable[ObjectStat], prefix: str) -> dict[str, list[ObjectStat]]:

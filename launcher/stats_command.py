@@ -53,7 +53,7 @@ def stats(
 ) -> None:
     """Count the entries of LOCATION: by module, age, JAX version and writer, and what is kept.
 
-    Entries of another JAX are stale: it never asks for them. Reads the first 4 KiB of each entry.
+    Entries of another JAX are stale: it never asks for them. Reads the first 32 KiB of each entry.
     """
     from hotstart.cache.eviction import place_of
     from hotstart.cache.inventory import list_entries

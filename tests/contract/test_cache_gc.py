@@ -239,7 +239,9 @@ def test_pin_of_a_run_and_of_a_key_are_two(location: str, run_dir: str) -> None:
         "pinned": NAMES[:2],
         "new": 2,
         "gone": [],
+        "absent": [NAMES[5]],
     }
+    assert done.exit_code == 1
     cache("pin", KEYS[0], *at)
     unpinned = cache("unpin", "--run", "lm-1", *at)
     assert unpinned.stdout == f"{location}: 2 unpinned of run lm-1\n"

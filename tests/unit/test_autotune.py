@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,3 +211,28 @@ def test_compilation_on_gpu_has_the_directory_and_the_key_has_not(tmp_path: Path
         other = lab.run(IN_JAX, location=gpu, platforms=["cpu"])
     names = [f"{number + 1}.textproto" for number in range(len(tuned_run["seen"]))]
     assert other["seen"][0][1] == names  # filled before its first compilation
+
+
+def test_results_reach_a_directory_without_hard_links(tmp_path, monkeypatch) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    store = MemoryStore()
+    tuned(opened(tmp_path / "a", store), FILES)
+    monkeypatch.setattr(os, "link", refuse)
+    assert found(opened(tmp_path / "b", store)) == FILES
+
+
+def test_compilation_that_ends_once_no_thread_may_start_is_left_alone(
+    tmp_path, monkeypatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    autotune = opened(tmp_path, MemoryStore())
+    folder = autotune.begin(H100)
+    assert folder is not None
+    (folder / "a.textproto").write_text("1")
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    autotune.ended(H100)
+    assert autotune.flush(0)

@@ -17,7 +17,7 @@ from hotstart.cache.signing import Keyring
 
 pytestmark = pytest.mark.unit
 
-CONFIG = CacheConfig("/a/cache", strict=True)
+CONFIG = CacheConfig("/a/cache", strict=True, require_warm=True)
 
 
 def offered(path: str | None = None) -> dict[str, str]:
@@ -106,7 +106,7 @@ def test_offer_twice_then_withdrawn_leaves_the_path_as_it_was(path: str | None) 
 
 def test_offer_never_asks_a_child_to_raise() -> None:
     settings = json.loads(offered()[SETTINGS_VARIABLE])
-    assert CacheConfig(**settings) == CacheConfig("/a/cache", strict=False)
+    assert CacheConfig(**settings) == CacheConfig("/a/cache", strict=False, require_warm=False)
 
 
 def test_offer_without_the_keys_that_a_child_would_need_is_none(tmp_path: Path) -> None:

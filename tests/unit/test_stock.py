@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from pathlib import Path
 
@@ -97,3 +99,17 @@ def test_write_stock_of_a_key_that_is_a_path_is_refused(key: str, tmp_path: Path
     with pytest.raises(NotAnEntry):
         write_stock(str(tmp_path), key, b"payload")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_stock_without_hard_links_creates_once_and_leaves_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = tmp_path / "jax"
+    assert write_stock(str(folder), KEY, b"payload")
+    assert not write_stock(str(folder), KEY, b"another")
+    assert len(list(folder.iterdir())) == 2
+    assert (folder / f"{KEY}-cache").read_bytes() == b"payload"
