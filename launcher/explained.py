@@ -102,7 +102,7 @@ def _program(
     judged = _judged(program.key, processes, description, found, bool(earlier), where)
     if around.problem and judged["status"] == "first":
         judged["summary"] += f"; the cache can't be looked at ({around.problem})"
-    trouble = _trouble(program.key, around)
+    trouble = _unusable(program.key, around) or _suspected(around)
     if trouble and judged["status"] == "first":
         judged |= {"reason": trouble, "summary": f"{judged['summary']}; {trouble}"}
     return judged
@@ -201,9 +201,9 @@ def _told(comparison: Comparison) -> dict[str, Any]:
 def _same_reason(
     program: AskedProgram, last: int, before: AskedProgram, around: Circumstances
 ) -> str:
-    trouble = _trouble(program.key, around)
-    if trouble:
-        return trouble
+    unusable = _unusable(program.key, around)
+    if unusable:
+        return unusable
     if {*before.outcomes} <= {"unfinished"}:
         return f"attempt {last} ended before it was compiled"
     if {*before.outcomes} <= {"unstored", "unfinished"}:
@@ -211,12 +211,16 @@ def _same_reason(
             f"attempt {last} did not hand it to the cache: it compiled faster than "
             "cache.min_compile_time_s, calls back into Python, or failed to compile"
         )
-    if around.mode == "read-only":
+    # In a gang that compiles once, the others' hits are what one of them compiled.
+    was_there = "hit" in before.outcomes and "compiled" not in before.outcomes
+    if around.mode == "read-only" and not was_there:
         return (
             f"attempt {last} asked for it too, and with cache.mode=read-only nothing is stored "
             "for the next"
         )
-    if "hit" in before.outcomes:
+    if suspected := _suspected(around):
+        return suspected
+    if was_there:
         return (
             f"its entry was there in attempt {last} and was gone: evicted (cache.max_size), "
             "expired by a lifecycle rule, or deleted"
@@ -227,20 +231,27 @@ def _same_reason(
     )
 
 
-def _trouble(key: str, around: Circumstances) -> str:
-    """What the attempt's own warnings and counts say of an entry that was no use."""
-    marks = (entry_name(key), key)
+def _unusable(key: str, around: Circumstances) -> str:
+    """What the attempt's own warnings say of an entry of this key that did not verify.
+
+    Such a warning begins with the entry's name; others that name it are of what could not be
+    written, or of which executable a gang runs.
+    """
     for warning in around.warnings:
-        if any(mark in warning for mark in marks):
+        if warning.startswith(entry_name(key)):
             return f"an entry was there and was of no use: {warning}"
+    return ""
+
+
+def _suspected(around: Circumstances) -> str:
+    """What the attempt's counts say; whether it was of this key, they do not."""
     if around.unsigned:
         return (
-            f"{around.unsigned} objects of the cache were refused as unsigned or wrongly signed; "
-            "see docs/trust.md"
+            f"{around.unsigned} objects of the cache were refused as unsigned or wrongly signed, "
+            "perhaps its entry; see docs/trust.md"
         )
     if around.errors:
-        said = f" ({around.warnings[0]})" if around.warnings else ""
-        return f"the cache had {around.errors} errors in this attempt{said}"
+        return f"the cache had {around.errors} errors in this attempt, perhaps with its entry"
     return ""
 
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.unit
 
 KEYS = [f"jit_f-{digit * 64}" for digit in "abc"]
 BASE = to_text(described())
+UNWRITTEN = f"cannot write entries/v1/{'a' * 64}-jit_f in gs://b, going on without: 403"
 FLAGGED = to_text(described(flags={"XLA_FLAGS": ["--xla_a"]}))
 
 
@@ -53,10 +54,16 @@ def test_explain_attempt_takes_no_entry_for_earlier_that_it_made_itself() -> Non
         ({"hit": [0]}, {}, "was there in attempt 1 and was gone"),
         ({"compiled": [0]}, {}, "attempt 1 compiled it, and its entry was not there"),
         ({"unstored": [0]}, {}, "attempt 1 did not hand it to the cache"),
+        ({"compiled": [0], "hit": [1, 2]}, {}, "attempt 1 compiled it, and its entry was not"),
         ({"unfinished": [0]}, {}, "attempt 1 ended before it was compiled"),
         ({"compiled": [0]}, {"mode": "read-only"}, "with cache.mode=read-only nothing is stored"),
+        ({"hit": [0]}, {"mode": "read-only"}, "was there in attempt 1 and was gone"),
+        ({"unstored": [0]}, {"errors": 1, "unsigned": 1}, "attempt 1 did not hand it to the"),
+        ({"unfinished": [0]}, {"errors": 1}, "attempt 1 ended before it was compiled"),
+        ({"compiled": [0]}, {"mode": "read-only", "errors": 1}, "with cache.mode=read-only"),
+        ({"compiled": [0]}, {"warnings": (UNWRITTEN,)}, "its entry was not there: it had not"),
         ({"hit": [0]}, {"unsigned": 2}, "2 objects of the cache were refused as unsigned"),
-        ({"hit": [0]}, {"errors": 1, "warnings": ("cannot read",)}, "1 errors in this attempt"),
+        ({"hit": [0]}, {"errors": 1, "warnings": (UNWRITTEN,)}, "attempt, perhaps with its entry"),
         (
             {"hit": [0]},
             {"errors": 1, "warnings": (f"entries/v1/{'a' * 64}-jit_f: truncated",)},
