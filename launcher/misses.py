@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hotstart.cache.errors import CacheError
+from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.explaining import explain_recorded, short
 from hotstart.launcher.facts import RunFacts
 from hotstart.launcher.record import RunRecord
@@ -56,7 +58,12 @@ def is_looking() -> bool:
 
 
 def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> dict[str, Any]:
-    asked = record.asked() if facts.attempts else {}
+    asked: Mapping[int, Sequence[AskedProgram]] = {}
+    try:
+        if facts.attempts:
+            asked = record.asked()
+    except CacheError as error:
+        logger.warning("what was compiled is not explained: %s", error)
     for attempt, shown in zip(facts.attempts, report["attempts"], strict=True):
         shown["misses"] = []
         if not any(program.missed for program in asked.get(attempt.attempt, ())):
