@@ -132,7 +132,7 @@ def shardings(
             is_now, has_been = states if now else states[::-1]
             text = (
                 f"{which} {_is(labels)} {is_now} and {_was(labels)} {has_been}: restored arrays "
-                "are committed, those of a fresh start often are not"
+                "are committed, and so is what `device_put` or jit's `in_shardings` place"
             )
         else:
             text = (

@@ -133,7 +133,8 @@ def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> 
             text(attributes=" {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}", mesh=MESH),
             "committed",
             'argument 0 (w) is committed (<@mesh, [{}, {}]> with ["d"=2]) and was uncommitted: '
-            "restored arrays are committed, those of a fresh start often are not",
+            "restored arrays are committed, and so is what `device_put` or jit's `in_shardings` "
+            "place",
         ),
         (
             text(result="tensor<9x4xf32>"),
@@ -202,6 +203,27 @@ def test_compare_component_that_differs_and_reads_the_same_is_unknown() -> None:
     assert named(described(), after) == [
         ("unknown", "compile options differs, in what can't be read from what was recorded")
     ]
+
+
+def test_compare_other_jaxlib_takes_other_defaults_for_what_follows() -> None:
+    before = described()
+    after = described(
+        versions={**before.versions, "jaxlib": "0.11.0"},
+        options={**before.options, "debug.xla_new": "true", "build.x": "1"},
+    )
+    found = compare(before, after)
+    assert [c.subject for c in found.causes] == ["jaxlib", "build.x"]
+    assert [c.subject for c in found.follows] == ["debug.xla_new"]
+
+
+@pytest.mark.parametrize("name", ["jax_default_device", "jax_numpy_rank_promotion"])
+def test_compare_setting_without_effect_on_programs_is_no_cause(name: str) -> None:
+    before = described(settings={name: "1"})
+    changed = text(body=BODY.replace("tanh", "sine"))
+    [cause] = compare(before, described(changed, settings={name: "2"})).causes
+    assert (cause.kind, cause.subject) == ("code", "the operations")
+    other = compare(described(settings={"jax_x": "1"}), described(changed, settings={"jax_x": "2"}))
+    assert [c.kind for c in other.causes] == ["jax_config"]
 
 
 def test_description_survives_its_text_and_garbage_does_not() -> None:
