@@ -61,12 +61,15 @@ def paired(before: Sequence[Value], after: Sequence[Value]) -> tuple[list[Pair],
     first = _common(marks[0], marks[1])
     last = _common(marks[0][first:][::-1], marks[1][first:][::-1])
     ends = len(before) - last, len(after) - last
-    steps = [("equal", 0, first, 0, first)]
+    steps: list[tuple[str, int, int, int, int]] = [("equal", 0, first, 0, first)]
     if max(ends) - first <= _MATCHED:
         middle = SequenceMatcher(
             None, marks[0][first : ends[0]], marks[1][first : ends[1]], autojunk=False
         )
-        steps += [(what, *(first + at for at in span)) for what, *span in middle.get_opcodes()]
+        steps += [
+            (what, first + i, first + j, first + k, first + m)
+            for what, i, j, k, m in middle.get_opcodes()
+        ]
     steps.append(("equal", ends[0], len(before), ends[1], len(after)))
     pairs, gone, new = [], [], []
     for what, i, j, k, m in steps:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hotstart.cache.errors import CacheError
+from hotstart.cache.explain import Listed
 from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.explaining import explain_recorded, short
 from hotstart.launcher.facts import RunFacts
@@ -64,6 +65,7 @@ def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> 
             asked = record.asked()
     except CacheError as error:
         logger.warning("what was compiled is not explained: %s", error)
+    listings: dict[str, list[Listed]] = {}
     for attempt, shown in zip(facts.attempts, report["attempts"], strict=True):
         shown["misses"] = []
         if not any(program.missed for program in asked.get(attempt.attempt, ())):
@@ -72,7 +74,12 @@ def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> 
             from hotstart.cache.keyring import load_keyring
 
             explained = explain_recorded(
-                record, attempt, load_keyring(), asked=asked, deadline_s=_DEADLINE_S
+                record,
+                attempt,
+                load_keyring(),
+                asked=asked,
+                deadline_s=_DEADLINE_S,
+                listings=listings,
             )
         except CacheError as error:
             logger.warning("what attempt %d compiled is not explained: %s", attempt.attempt, error)
