@@ -20,7 +20,7 @@ from typing import Any
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
 from hotstart.cache.entry import entry_name, module_of
-from hotstart.cache.explain import Known, Nearest, nearest
+from hotstart.cache.explain import Known, Moment, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
 
 _BEFORE_ALL = -1e15  # the order of what is not in the store: older than all that is
@@ -94,12 +94,20 @@ def _program(
             "summary": f"nothing has changed since attempt {last}: {reason}",
         }
     own = {p.key for p in asked.get(attempt, ())}
-    there = next((e for e in entries.get(program.module, ()) if e.key == program.key), None)
-    earlier = list(_earlier(program, attempt, asked, entries, own, there))
+    until = _until(program, attempt, asked, entries)
+    earlier = list(_earlier(program, attempt, asked, entries, own, until))
     description = described.get(program.key)
     found = None if description is None else nearest(description, earlier, own)
     where = "in this cache or in this run's record"
     judged = _judged(program.key, processes, description, found, bool(earlier), where)
+    if (
+        found is not None
+        and until is None
+        and all(found.known.key not in k for k in before.values())
+    ):
+        judged["nearest"]["choice"] += (
+            "; it may be newer than this attempt, of which no entry is there to compare with"
+        )
     if around.problem and judged["status"] == "first":
         judged["summary"] += f"; the cache can't be looked at ({around.problem})"
     trouble = _unusable(program.key, around) or _suspected(around)
@@ -114,15 +122,15 @@ def _earlier(
     asked: Mapping[int, Sequence[AskedProgram]],
     entries: Mapping[str, Sequence[Known]],
     own: Collection[str],
-    there: Known | None,
+    until: Moment | None,
 ) -> Iterator[Known]:
     """Keys of the module that are older than this attempt, as far as that is known."""
     before = {p.key for n, found in asked.items() if n < attempt for p in found}
     later = {p.key for n, found in asked.items() if n > attempt for p in found} - before - {*own}
-    made_now = {p.key for p in asked.get(attempt, ()) if "compiled" in p.outcomes} - before
+    made_now = made_by(attempt, asked)
     seen = set()
     for entry in entries.get(program.module, ()):
-        is_newer = there is not None and (entry.order, entry.where) > (there.order, there.where)
+        is_newer = until is not None and (entry.order, entry.where) > until
         if entry.key in made_now or entry.key in later or (is_newer and entry.key not in before):
             continue
         seen.add(entry.key)
@@ -131,6 +139,30 @@ def _earlier(
         for other in found if n < attempt else ():
             if other.module == program.module and other.key not in seen and other.parts:
                 yield Known(other.key, _BEFORE_ALL + n, f"attempt {n}", from_text(other.parts))
+
+
+def made_by(attempt: int, asked: Mapping[int, Sequence[AskedProgram]]) -> frozenset[str]:
+    """The keys that were compiled in this attempt, and asked for in none before."""
+    before = {p.key for n, found in asked.items() if n < attempt for p in found}
+    compiled = {p.key for p in asked.get(attempt, ()) if "compiled" in p.outcomes}
+    return frozenset(compiled - before)
+
+
+def _until(
+    program: AskedProgram,
+    attempt: int,
+    asked: Mapping[int, Sequence[AskedProgram]],
+    entries: Mapping[str, Sequence[Known]],
+) -> Moment | None:
+    """What was stored later than this is newer than the program's compilation.
+
+    When its own entry was stored, or where there is none the first one that the attempt made.
+    """
+    made = [e for e in entries.get(program.module, ()) if e.key == program.key][:1]
+    if not made:
+        keys = made_by(attempt, asked)
+        made = [e for found in entries.values() for e in found if e.key in keys]
+    return min(((e.order, e.where) for e in made), default=None)
 
 
 def _descriptions(

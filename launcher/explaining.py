@@ -5,13 +5,21 @@ What is explained by `cache/explain.py` and `explained.py`, without I/O, is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from hotstart.cache.entry import module_of
+from hotstart.cache.entry import entry_name, module_of
 from hotstart.cache.errors import CacheError
-from hotstart.cache.explain import Known, Listed, entries_of, find_keys, listed
+from hotstart.cache.explain import (
+    Known,
+    Listed,
+    Moment,
+    entries_of,
+    find_keys,
+    listed,
+    moment,
+)
 from hotstart.cache.signing import Keyring, Seal
 from hotstart.cache.store import Store
 from hotstart.launcher.asked_facts import AskedProgram
@@ -21,6 +29,7 @@ from hotstart.launcher.explained import (
     Circumstances,
     explain_attempt,
     explain_entry,
+    made_by,
     shown_processes,
 )
 from hotstart.launcher.facts import AttemptFacts
@@ -121,7 +130,13 @@ def explain_recorded(
             keys, told = [p.key for p in own], [p.key for p in own if p.parts]
             for module in sorted(missed | shared):
                 entries[module] = entries_of(
-                    store, module, seal, always=keys, unread=told, listing=listing
+                    store,
+                    module,
+                    seal,
+                    always=keys,
+                    unread=told,
+                    before=_latest(module, own, made_by(attempt.attempt, asked), listing),
+                    listing=listing,
                 )
     except (CacheError, UsageError) as error:
         problem = str(error)
@@ -129,6 +144,22 @@ def explain_recorded(
     explained = explain_attempt(attempt.attempt, asked, entries, around)
     known = attempt.attempt in asked
     return {"location": location, "recorded": known, "problem": problem or None, **explained}
+
+
+def _latest(
+    module: str, own: Sequence[AskedProgram], made: Collection[str], listing: Sequence[Listed]
+) -> Moment | None:
+    """From here on no entry of the module is earlier than what the attempt compiled of it.
+
+    None where that is not known.
+    """
+    stored: dict[str, Moment] = {}
+    for stat, _, _ in sorted(listing, key=lambda one: moment(one[0])):
+        stored.setdefault(stat.name.partition("~")[0], moment(stat))
+    first = min((stored[n] for n in map(entry_name, made) if n in stored), default=None)
+    ends = [stored.get(entry_name(p.key), first) for p in own if p.missed and p.module == module]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
 
 
 def circumstances(attempt: AttemptFacts, cache: Mapping[str, Any], problem: str) -> Circumstances:

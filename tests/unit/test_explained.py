@@ -48,6 +48,27 @@ def test_explain_attempt_takes_no_entry_for_earlier_that_it_made_itself() -> Non
     assert [p["status"] for p in found["programs"]] == ["first", "first"]
 
 
+def test_explain_attempt_takes_no_entry_for_earlier_that_is_newer_than_what_it_made() -> None:
+    newer, made = Known(KEYS[2], 3.0, "later", described()), f"jit_g-{'d' * 64}"
+    entries = {"jit_f": [newer], "jit_g": [Known(made, 2.0, "entry")]}
+    own = [asked(KEYS[0], FLAGGED, compiled=[0]), asked(made, BASE, compiled=[0])]
+    found = explain_attempt(1, {1: own}, entries, Circumstances())
+    assert [p["status"] for p in found["programs"]] == ["first", "first"]
+
+
+def test_explain_attempt_of_which_nothing_is_stored_says_that_an_entry_may_be_newer() -> None:
+    entries = {"jit_f": [Known(KEYS[2], 3.0, "entry", described())]}
+    own = [asked(KEYS[0], FLAGGED, compiled=[0])]
+    [program] = explain_attempt(1, {1: own}, entries, Circumstances())["programs"]
+    assert program["nearest"]["choice"] == (
+        "it is the only earlier key of this module of which that is known; it may be newer than "
+        "this attempt, of which no entry is there to compare with"
+    )
+    before = {1: [asked(KEYS[2], hit=[0])], 2: own}
+    [program] = explain_attempt(2, before, entries, Circumstances())["programs"]
+    assert program["nearest"]["choice"].endswith("of which that is known")
+
+
 @pytest.mark.parametrize(
     ("before", "around", "says"),
     [
