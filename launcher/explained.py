@@ -14,32 +14,17 @@ For each program that some process did not find:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
-from hotstart.cache.entry import entry_name, module_of
+from hotstart.cache.entry import module_of
 from hotstart.cache.explain import Known, Moment, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
+from hotstart.launcher.unfound import Circumstances, same_reason, suspected, unusable
 
 _BEFORE_ALL = -1e15  # the order of what is not in the store: older than all that is
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What else the record says of an attempt.
-
-    mode, location: of its cache. unsigned, errors: cache errors of its workers and hosts.
-    warnings: of both. problem: why the cache can't be looked at now, "" where it can.
-    """
-
-    mode: str = ""
-    location: str = ""
-    unsigned: int = 0
-    errors: int = 0
-    warnings: tuple[str, ...] = ()
-    problem: str = ""
 
 
 def explain_attempt(
@@ -86,7 +71,7 @@ def _program(
     before = {n: {p.key: p for p in found} for n, found in asked.items() if n < attempt}
     last = max((n for n, found in before.items() if program.key in found), default=None)
     if last is not None:
-        reason = _same_reason(program, last, before[last][program.key], around)
+        reason = same_reason(program, last, before[last][program.key], around)
         return {
             **_judged(program.key, processes, None, None, True, ""),
             "status": "same",
@@ -110,7 +95,7 @@ def _program(
         )
     if around.problem and judged["status"] == "first":
         judged["summary"] += f"; the cache can't be looked at ({around.problem})"
-    trouble = _unusable(program.key, around) or _suspected(around)
+    trouble = unusable(program.key, around) or suspected(around)
     if trouble and judged["status"] == "first":
         judged |= {"reason": trouble, "summary": f"{judged['summary']}; {trouble}"}
     return judged
@@ -228,63 +213,6 @@ def _told(comparison: Comparison) -> dict[str, Any]:
         "causes": [asdict(cause) for cause in comparison.causes],
         "follows": [asdict(cause) for cause in comparison.follows],
     }
-
-
-def _same_reason(
-    program: AskedProgram, last: int, before: AskedProgram, around: Circumstances
-) -> str:
-    unusable = _unusable(program.key, around)
-    if unusable:
-        return unusable
-    if {*before.outcomes} <= {"unfinished"}:
-        return f"attempt {last} ended before it was compiled"
-    if {*before.outcomes} <= {"unstored", "unfinished"}:
-        return (
-            f"attempt {last} did not hand it to the cache: it compiled faster than "
-            "cache.min_compile_time_s, calls back into Python, or failed to compile"
-        )
-    # In a gang that compiles once, the others' hits are what one of them compiled.
-    was_there = "hit" in before.outcomes and "compiled" not in before.outcomes
-    if around.mode == "read-only" and not was_there:
-        return (
-            f"attempt {last} asked for it too, and with cache.mode=read-only nothing is stored "
-            "for the next"
-        )
-    if suspected := _suspected(around):
-        return suspected
-    if was_there:
-        return (
-            f"its entry was there in attempt {last} and was gone: evicted (cache.max_size), "
-            "expired by a lifecycle rule, or deleted"
-        )
-    return (
-        f"attempt {last} compiled it, and its entry was not there: it had not reached the cache "
-        "by that attempt's end, or was evicted, expired or deleted since"
-    )
-
-
-def _unusable(key: str, around: Circumstances) -> str:
-    """What the attempt's own warnings say of an entry of this key that did not verify.
-
-    Such a warning begins with the entry's name; others that name it are of what could not be
-    written, or of which executable a gang runs.
-    """
-    for warning in around.warnings:
-        if warning.startswith(entry_name(key)):
-            return f"an entry was there and was of no use: {warning}"
-    return ""
-
-
-def _suspected(around: Circumstances) -> str:
-    """What the attempt's counts say; whether it was of this key, they do not."""
-    if around.unsigned:
-        return (
-            f"{around.unsigned} objects of the cache were refused as unsigned or wrongly signed, "
-            "perhaps its entry; see docs/trust.md"
-        )
-    if around.errors:
-        return f"the cache had {around.errors} errors in this attempt, perhaps with its entry"
-    return ""
 
 
 def _disagreements(

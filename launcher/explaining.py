@@ -26,7 +26,6 @@ from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.cache_location import open_location
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.explained import (
-    Circumstances,
     explain_attempt,
     explain_entry,
     made_by,
@@ -35,6 +34,7 @@ from hotstart.launcher.explained import (
 from hotstart.launcher.facts import AttemptFacts
 from hotstart.launcher.foreground import runs_location
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.unfound import Circumstances
 
 SCHEMA = 1
 

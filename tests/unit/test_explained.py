@@ -9,7 +9,8 @@ import pytest
 from hotstart.cache.description import to_text
 from hotstart.cache.explain import Known
 from hotstart.launcher.asked_facts import AskedProgram, asked_facts, read_asked, size_of
-from hotstart.launcher.explained import Circumstances, explain_attempt
+from hotstart.launcher.explained import explain_attempt
+from hotstart.launcher.unfound import Circumstances
 from tests.unit.test_differences import described
 
 pytestmark = pytest.mark.unit
