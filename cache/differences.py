@@ -131,7 +131,7 @@ class _Found:
         if was != now:
             self._add("version", "computation", "jax", was, now)
         for name in sorted({*before.settings} & {*after.settings}):
-            if before.settings[name] != after.settings[name]:
+            if name not in _INERT and before.settings[name] != after.settings[name]:
                 self._add(
                     "jax_config", "computation", name, before.settings[name], after.settings[name]
                 )
@@ -196,7 +196,7 @@ class _Found:
             follows = (
                 (name.startswith("debug.") and leaf in flags)
                 or (name == _OTHER_PLATFORM and any("gpu" in flag for flag in flags))
-                or (name.startswith("debug.") and self._other_jax)
+                or (name.startswith("debug.") and self._other_defaults)
                 or (leaf in _BY_DEVICES and (self._fewer_devices or self._is_placed()))
                 or (leaf in _BY_PROGRAM and shaped)
             )
@@ -210,8 +210,10 @@ class _Found:
             (self.follows if follows else self.causes).append(cause)
 
     @property
-    def _other_jax(self) -> bool:
-        return self._before.versions.get("jax") != self._after.versions.get("jax")
+    def _other_defaults(self) -> bool:
+        """XLA's defaults come with jaxlib, some of JAX's with jax."""
+        before, after = self._before.versions, self._after.versions
+        return any(before.get(name) != after.get(name) for name in ("jax", "jaxlib"))
 
     def _is_placed(self) -> bool:
         found = (*self.causes, *self.follows)
@@ -245,6 +247,22 @@ _BY_PROGRAM = (
     "allow_spmd_sharding_propagation_to_parameters",
     "argument_layouts",
     "result_layout",
+)
+# A function is traced anew for another value of these, and its program is the same: checks, where
+# it runs, and what goes into the compile options, whose own component shows it.
+_INERT = frozenset(
+    {
+        "jax_check_static_indices",
+        "jax_debug_key_reuse",
+        "jax_default_device",
+        "jax_hlo_source_file_canonicalization_regex",
+        "jax_memory_fitting_level",
+        "jax_no_execution",
+        "jax_numpy_rank_promotion",
+        "jax_optimization_level",
+        "jax_pgle_profiling_runs",
+        "jax_xla_profile_version",
+    }
 )
 _OTHER_PLATFORM = "debug.xla_gpu_..."
 

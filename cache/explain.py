@@ -1,9 +1,10 @@
 """Why a program was compiled: what its key differs in from the nearest earlier one of its name.
 
-Pure but for `entries_of`, which reads a store. Of the earlier keys of a module the nearest is the
-one that differs in the fewest components, of those the one that differs in the fewest things, and
-of those the most recent. Keys that the same processes asked for as well are set aside where there
-are others: a module that comes in several shapes has several keys side by side.
+Pure but for `entries_of`, `listed` and `find_keys`, which read a store. Of the earlier keys of a
+module the nearest is the one that differs in the fewest components, of those the one that differs
+in the fewest things, and of those the most recent. Keys that the same processes asked for as well
+are set aside where there are others: a module that comes in several shapes has several keys side by
+side.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
 
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
-from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.entry import VERSION, decode_named, entry_name, module_of
+from hotstart.cache.entry import VERSION, Entry, Head, decode_named, entry_name, module_of
 from hotstart.cache.errors import EntryError, StoreError
+from hotstart.cache.heads import read_head, read_whole
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import ObjectStat, Store
 
 PREFIX = f"entries/v{VERSION}/"
 MAX_READ = 24  # entries of a module, the latest ones
 _NAME = re.compile(rf"{PREFIX}([0-9a-f]{{64}})(?:-([A-Za-z0-9_.]+))?(?:~(\d))?")
+
+Listed: TypeAlias = tuple[ObjectStat, str, str]  # the stat, the key's hash, the module
+Moment: TypeAlias = tuple[float, str]  # in the order in which entries were stored
 
 
 @dataclass(frozen=True)
@@ -85,70 +91,103 @@ def entries_of(
     *,
     always: Collection[str] = (),
     unread: Collection[str] = (),
+    before: Moment | None = None,
+    listing: Iterable[Listed] | None = None,
 ) -> list[Known]:
     """The entries of a module, the oldest first; the latest `MAX_READ` are read, and `always`.
 
-    Both are keys; of those in `unread` it is enough to know that they are there. What does not
-    verify counts as not there. Raises `StoreError`.
+    `always` and `unread` are keys; of the latter it is enough to know that they are there. Of
+    other keys, the entries are left out that are not older than `before`. `listing` is what
+    `listed` gives, where that has been asked for already. Only the beginnings are read, unverified,
+    where there is no signing key; with one, what does not verify counts as not there. Raises
+    `StoreError`.
     """
-    wanted = entry_name(f"{module}-{'0' * 64}").removeprefix(f"{PREFIX}{'0' * 64}-")
-    stats = sorted(
-        (stat for stat, _, name in listed(store) if name == wanted),
-        key=lambda stat: (stat.modified_s, stat.name),
-    )
-    names = {entry_name(key) for key in always}
-    chosen = {stat.name for stat in stats[-MAX_READ:]} | names
-    chosen_stats = [stat for stat in stats if stat.name.partition("~")[0] in chosen]
-
+    wanted = _readable(module)
+    found = listed(store) if listing is None else listing
+    stats = sorted((stat for stat, _, name in found if name == wanted), key=moment)
     listed_only = {entry_name(key): key for key in unread}
+    named = {entry_name(key) for key in always} | {*listed_only}
+    others = [s for s in stats if _name(s) not in named and (before is None or moment(s) < before)]
+    chosen = {*named, *(_name(stat) for stat in others[-MAX_READ:])}
 
     def read(stat: ObjectStat) -> Known | None:
-        key = listed_only.get(stat.name.partition("~")[0])
+        key = listed_only.get(_name(stat))
         if key is not None:
             return Known(key, stat.modified_s, stat.name)
         return _read(store, stat, seal)
 
     with ThreadPoolExecutor(8, thread_name_prefix="hotstart-explain") as pool:
-        found = [one for one in pool.map(read, chosen_stats) if one is not None]
-    return [one for one in found if module_of(one.key) == module]
+        known = pool.map(read, [stat for stat in stats if _name(stat) in chosen])
+        return [one for one in known if one is not None and module_of(one.key) == module]
 
 
-def listed(store: Store) -> Iterator[tuple[ObjectStat, str, str]]:
+def listed(store: Store) -> Iterator[Listed]:
     """The entries of a store without reading them: the stat, the key's hash, the module."""
     for stat in store.list(PREFIX):
         if match := _NAME.fullmatch(stat.name):
             yield stat, match[1], match[2] or ""
 
 
+def moment(stat: ObjectStat) -> Moment:
+    """When an entry was stored, by the store's clock; names tell those of one moment apart."""
+    return stat.modified_s, stat.name
+
+
+def _name(stat: ObjectStat) -> str:
+    return stat.name.partition("~")[0]
+
+
+def _readable(module: str) -> str:
+    """The module's name as it stands in the names of its entries."""
+    return entry_name(f"{module}-{'0' * 64}").removeprefix(f"{PREFIX}{'0' * 64}").lstrip("-")
+
+
 def _read(store: Store, stat: ObjectStat, seal: Seal) -> Known | None:
+    entry: Entry | Head
     try:
-        if isinstance(store, DirectoryStore):  # a look is no use, by which evictions go
-            data = store.read_head(stat.name, stat.size_bytes + 1)
+        if seal.keyring:
+            data = read_whole(store, stat.name)
+            if data is None:
+                return None
+            entry = decode_named(_name(stat), data, seal)
         else:
-            data = store.get(stat.name)
-        if data is None:
-            return None
-        entry = decode_named(stat.name.partition("~")[0], data, seal)
+            head = read_head(store, stat)
+            if not isinstance(head, Head) or entry_name(head.key) != _name(stat):
+                return None
+            entry = head
     except (EntryError, StoreError):
         return None
     return Known(entry.key, stat.modified_s, stat.name, from_text(entry.meta.parts))
 
 
-def find_keys(store: Store, wanted: str, seal: Seal = UNSEALED) -> Sequence[Known]:
+def find_keys(
+    store: Store, wanted: str, seal: Seal = UNSEALED, listing: Iterable[Listed] | None = None
+) -> Sequence[Known]:
     """The entries that a user may mean by a key, a part of its hash, a name or a module's name.
 
-    The oldest first. Raises `StoreError`.
+    The oldest first; of a module the latest alone. Raises `StoreError`.
     """
     wanted = wanted.removeprefix(PREFIX).partition("~")[0]
-    stats = list(listed(store))
-    hashed = re.search(r"[0-9a-f]{6,64}", wanted)
+    stats = list(listed(store) if listing is None else listing)
     exact = [s for s in stats if _is_named(wanted, s[1], s[2])]
-    if not exact and hashed and hashed[0] in (wanted, wanted.rpartition("-")[2]):
-        exact = [s for s in stats if s[1].startswith(hashed[0])]
-    found = exact or [s for s in stats if s[2] == wanted]
-    ordered = sorted((s[0] for s in found), key=lambda stat: (stat.modified_s, stat.name))
-    return [one for stat in ordered if (one := _read(store, stat, seal)) is not None]
+    module, _, digest = wanted.rpartition("-")
+    if not exact and re.fullmatch(r"[0-9a-f]{6,64}", digest):
+        exact = [
+            s
+            for s in stats
+            if s[1].startswith(digest) and (not module or s[2] == _readable(module))
+        ]
+    found = exact or [s for s in stats if s[2] == _readable(wanted)]
+    known = (
+        one
+        for stat in sorted((s[0] for s in found), key=moment, reverse=True)
+        if (one := _read(store, stat, seal)) is not None
+    )
+    return list(known)[::-1] if exact else list(islice(known, 1))
 
 
 def _is_named(wanted: str, digest: str, module: str) -> bool:
-    return wanted in (f"{module}-{digest}", f"{digest}-{module}", digest)
+    given, dash, tail = wanted.rpartition("-")
+    if dash and tail == digest:  # a key, whose module may have other characters than a name
+        return _readable(given) == module
+    return wanted in (f"{digest}-{module}", digest)

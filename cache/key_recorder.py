@@ -27,6 +27,7 @@ from hotstart.cache.program_text import ProgramText, read_program
 logger = logging.getLogger(__name__)
 
 _DIGEST_HEX = 32
+_MAX_KEPT_BYTES = 64 << 20  # of a program; a larger one has large constants in it
 _UNSET = ("", '""', "b''", "[]", "None", "False", "false", "0", "0.0")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _SOURCES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -44,10 +45,15 @@ class Reader(Protocol):
 
 @dataclass
 class Recorded:
-    """One key as it was made. `chunks` are what its components were hashed from, in order."""
+    """One key as it was made. `chunks` are what its components were hashed from, in order.
+
+    too_large: the hash of a computation that is not kept, for it would be held while it compiles,
+    and parsed into a second one.
+    """
 
     key: str = ""
     hashed: Any = None
+    too_large: Any = None
     chunks: dict[str, list[bytes]] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     jaxlib: str = ""
@@ -114,7 +120,12 @@ class KeyRecorder:
             return stock(hashed, *rest, **kwargs)
         recorded.hashed = recorded.hashed or hashed
         chunks = recorded.chunks[name] = []
-        return stock(_Tee(hashed, chunks), *rest, **kwargs)
+        result = stock(_Tee(hashed, chunks), *rest, **kwargs)
+        if name == COMPONENTS[0] and sum(map(len, chunks)) > _MAX_KEPT_BYTES:
+            # JAX's own hash has taken in nothing else yet.
+            recorded.too_large = _or_nothing(lambda: hashed.copy(), None)
+            chunks.clear()
+        return result
 
     def around_text(self, stock: Callable[..., Any], hashed: Any, text: str) -> Any:
         """JAX's function that hashes a text: two components have no other of their own."""
@@ -170,17 +181,18 @@ def description_of(recorded: Recorded, names: Sequence[str], reader: Reader) -> 
         "compression": texts[0].encode().strip(),
         "custom hook": texts[1].encode().strip(),
     }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in components.items()}
     whole = hashlib.sha256()
+    if recorded.too_large is not None:
+        whole = recorded.too_large.copy()
+        digests[COMPONENTS[0]] = whole.hexdigest()
     for name in COMPONENTS:
         whole.update(components.get(name, b""))
     flags, outside = _flags(recorded)
     backend = [_readable(chunk) for chunk in recorded.chunks.get("backend version", [])]
     return Description(
         complete=recorded.key.endswith(f"-{whole.hexdigest()}"),
-        digests={
-            name: hashlib.sha256(data).hexdigest()[:_DIGEST_HEX]
-            for name, data in components.items()
-        },
+        digests={name: digest[:_DIGEST_HEX] for name, digest in digests.items()},
         versions={
             **reader.versions(),
             "jaxlib": recorded.jaxlib,

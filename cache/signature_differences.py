@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import Literal
 
 from hotstart.cache.program_text import ProgramText, Value
@@ -20,6 +21,7 @@ _LAYOUTS = ("mhlo.layout_mode", "mhlo.memory_kind")
 _MESH_OF = re.compile(r"sdy\.sharding<@([^,>\s]+)")
 _TILES = re.compile(r"devices=\[([\d,]+)\][^ \"}]*")
 _NAMED = 4  # arguments that are named one by one
+_MATCHED = 200  # between those that begin and end both; matching takes up to the cube of it
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,30 @@ class Pair:
 
 
 def paired(before: Sequence[Value], after: Sequence[Value]) -> tuple[list[Pair], list[Change]]:
-    """Arguments that are the same one in both, and those that are in one only."""
+    """Arguments that are the same one in both, and those that are in one only.
+
+    The longest run that is in both need not be what stayed, for parameters of few types alternate;
+    so what both begin and end with is taken first.
+    """
     if len(before) == len(after):
         return [Pair(i, *both) for i, both in enumerate(zip(before, after, strict=True))], []
     by_name = all(v.name for v in (*before, *after))
     marks = [[v.name if by_name else v.type for v in values] for values in (before, after)]
+    first = _common(marks[0], marks[1])
+    last = _common(marks[0][first:][::-1], marks[1][first:][::-1])
+    ends = len(before) - last, len(after) - last
+    steps: list[tuple[str, int, int, int, int]] = [("equal", 0, first, 0, first)]
+    if max(ends) - first <= _MATCHED:
+        middle = SequenceMatcher(
+            None, marks[0][first : ends[0]], marks[1][first : ends[1]], autojunk=False
+        )
+        steps += [
+            (what, first + i, first + j, first + k, first + m)
+            for what, i, j, k, m in middle.get_opcodes()
+        ]
+    steps.append(("equal", ends[0], len(before), ends[1], len(after)))
     pairs, gone, new = [], [], []
-    for what, i, j, k, m in SequenceMatcher(None, marks[0], marks[1], autojunk=False).get_opcodes():
+    for what, i, j, k, m in steps:
         if what == "equal" or (what == "replace" and j - i == m - k):
             pairs += [Pair(k + n, before[i + n], after[k + n]) for n in range(j - i)]
         else:
@@ -64,6 +83,12 @@ def paired(before: Sequence[Value], after: Sequence[Value]) -> tuple[list[Pair],
     text += f"; gone: {_listed(gone)}" if gone else ""
     counts = str(len(before)), str(len(after))
     return pairs, [Change("arguments", "the arguments", *counts, text)]
+
+
+def _common(before: Sequence[str], after: Sequence[str]) -> int:
+    """How many are the same from the beginning on."""
+    same = (was == now for was, now in zip(before, after, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
 
 
 def _label(position: int, value: Value) -> str:
@@ -132,7 +157,7 @@ def shardings(
             is_now, has_been = states if now else states[::-1]
             text = (
                 f"{which} {_is(labels)} {is_now} and {_was(labels)} {has_been}: restored arrays "
-                "are committed, those of a fresh start often are not"
+                "are committed, and so is what `device_put` or jit's `in_shardings` place"
             )
         else:
             text = (

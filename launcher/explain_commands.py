@@ -60,7 +60,7 @@ def explain(
         assert run is not None
         from hotstart.launcher.explaining import explain_run_named
 
-        explained = explain_run_named(run, attempt, run_dir, location)
+        explained = explain_run_named(run, attempt, run_dir)
     if as_json:
         click.echo(json.dumps(explained, indent=2))
         return

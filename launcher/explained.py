@@ -14,32 +14,17 @@ For each program that some process did not find:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Comparison, compare
-from hotstart.cache.entry import entry_name, module_of
-from hotstart.cache.explain import Known, Nearest, nearest
+from hotstart.cache.entry import module_of
+from hotstart.cache.explain import Known, Moment, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
+from hotstart.launcher.unfound import Circumstances, same_reason, suspected, unusable
 
 _BEFORE_ALL = -1e15  # the order of what is not in the store: older than all that is
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What else the record says of an attempt.
-
-    mode, location: of its cache. unsigned, errors: cache errors of its workers and hosts.
-    warnings: of both. problem: why the cache can't be looked at now, "" where it can.
-    """
-
-    mode: str = ""
-    location: str = ""
-    unsigned: int = 0
-    errors: int = 0
-    warnings: tuple[str, ...] = ()
-    problem: str = ""
 
 
 def explain_attempt(
@@ -86,7 +71,7 @@ def _program(
     before = {n: {p.key: p for p in found} for n, found in asked.items() if n < attempt}
     last = max((n for n, found in before.items() if program.key in found), default=None)
     if last is not None:
-        reason = _same_reason(program, last, before[last][program.key], around)
+        reason = same_reason(program, last, before[last][program.key], around)
         return {
             **_judged(program.key, processes, None, None, True, ""),
             "status": "same",
@@ -94,15 +79,23 @@ def _program(
             "summary": f"nothing has changed since attempt {last}: {reason}",
         }
     own = {p.key for p in asked.get(attempt, ())}
-    there = next((e for e in entries.get(program.module, ()) if e.key == program.key), None)
-    earlier = list(_earlier(program, attempt, asked, entries, own, there))
+    until = _until(program, attempt, asked, entries)
+    earlier = list(_earlier(program, attempt, asked, entries, own, until))
     description = described.get(program.key)
     found = None if description is None else nearest(description, earlier, own)
     where = "in this cache or in this run's record"
     judged = _judged(program.key, processes, description, found, bool(earlier), where)
+    if (
+        found is not None
+        and until is None
+        and all(found.known.key not in k for k in before.values())
+    ):
+        judged["nearest"]["choice"] += (
+            "; it may be newer than this attempt, of which no entry is there to compare with"
+        )
     if around.problem and judged["status"] == "first":
         judged["summary"] += f"; the cache can't be looked at ({around.problem})"
-    trouble = _trouble(program.key, around)
+    trouble = unusable(program.key, around) or suspected(around)
     if trouble and judged["status"] == "first":
         judged |= {"reason": trouble, "summary": f"{judged['summary']}; {trouble}"}
     return judged
@@ -114,15 +107,15 @@ def _earlier(
     asked: Mapping[int, Sequence[AskedProgram]],
     entries: Mapping[str, Sequence[Known]],
     own: Collection[str],
-    there: Known | None,
+    until: Moment | None,
 ) -> Iterator[Known]:
     """Keys of the module that are older than this attempt, as far as that is known."""
     before = {p.key for n, found in asked.items() if n < attempt for p in found}
     later = {p.key for n, found in asked.items() if n > attempt for p in found} - before - {*own}
-    made_now = {p.key for p in asked.get(attempt, ()) if "compiled" in p.outcomes} - before
+    made_now = made_by(attempt, asked)
     seen = set()
     for entry in entries.get(program.module, ()):
-        is_newer = there is not None and (entry.order, entry.where) > (there.order, there.where)
+        is_newer = until is not None and (entry.order, entry.where) > until
         if entry.key in made_now or entry.key in later or (is_newer and entry.key not in before):
             continue
         seen.add(entry.key)
@@ -131,6 +124,30 @@ def _earlier(
         for other in found if n < attempt else ():
             if other.module == program.module and other.key not in seen and other.parts:
                 yield Known(other.key, _BEFORE_ALL + n, f"attempt {n}", from_text(other.parts))
+
+
+def made_by(attempt: int, asked: Mapping[int, Sequence[AskedProgram]]) -> frozenset[str]:
+    """The keys that were compiled in this attempt, and asked for in none before."""
+    before = {p.key for n, found in asked.items() if n < attempt for p in found}
+    compiled = {p.key for p in asked.get(attempt, ()) if "compiled" in p.outcomes}
+    return frozenset(compiled - before)
+
+
+def _until(
+    program: AskedProgram,
+    attempt: int,
+    asked: Mapping[int, Sequence[AskedProgram]],
+    entries: Mapping[str, Sequence[Known]],
+) -> Moment | None:
+    """What was stored later than this is newer than the program's compilation.
+
+    When its own entry was stored, or where there is none the first one that the attempt made.
+    """
+    made = [e for e in entries.get(program.module, ()) if e.key == program.key][:1]
+    if not made:
+        keys = made_by(attempt, asked)
+        made = [e for found in entries.values() for e in found if e.key in keys]
+    return min(((e.order, e.where) for e in made), default=None)
 
 
 def _descriptions(
@@ -196,52 +213,6 @@ def _told(comparison: Comparison) -> dict[str, Any]:
         "causes": [asdict(cause) for cause in comparison.causes],
         "follows": [asdict(cause) for cause in comparison.follows],
     }
-
-
-def _same_reason(
-    program: AskedProgram, last: int, before: AskedProgram, around: Circumstances
-) -> str:
-    trouble = _trouble(program.key, around)
-    if trouble:
-        return trouble
-    if {*before.outcomes} <= {"unfinished"}:
-        return f"attempt {last} ended before it was compiled"
-    if {*before.outcomes} <= {"unstored", "unfinished"}:
-        return (
-            f"attempt {last} did not hand it to the cache: it compiled faster than "
-            "cache.min_compile_time_s, calls back into Python, or failed to compile"
-        )
-    if around.mode == "read-only":
-        return (
-            f"attempt {last} asked for it too, and with cache.mode=read-only nothing is stored "
-            "for the next"
-        )
-    if "hit" in before.outcomes:
-        return (
-            f"its entry was there in attempt {last} and was gone: evicted (cache.max_size), "
-            "expired by a lifecycle rule, or deleted"
-        )
-    return (
-        f"attempt {last} compiled it, and its entry was not there: it had not reached the cache "
-        "by that attempt's end, or was evicted, expired or deleted since"
-    )
-
-
-def _trouble(key: str, around: Circumstances) -> str:
-    """What the attempt's own warnings and counts say of an entry that was no use."""
-    marks = (entry_name(key), key)
-    for warning in around.warnings:
-        if any(mark in warning for mark in marks):
-            return f"an entry was there and was of no use: {warning}"
-    if around.unsigned:
-        return (
-            f"{around.unsigned} objects of the cache were refused as unsigned or wrongly signed; "
-            "see docs/trust.md"
-        )
-    if around.errors:
-        said = f" ({around.warnings[0]})" if around.warnings else ""
-        return f"the cache had {around.errors} errors in this attempt{said}"
-    return ""
 
 
 def _disagreements(

@@ -5,27 +5,36 @@ What is explained by `cache/explain.py` and `explained.py`, without I/O, is read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from hotstart.cache.entry import module_of
-from hotstart.cache.errors import CacheError, StoreError
-from hotstart.cache.explain import Known, entries_of, find_keys, listed
+from hotstart.cache.entry import entry_name, module_of
+from hotstart.cache.errors import CacheError
+from hotstart.cache.explain import (
+    Known,
+    Listed,
+    Moment,
+    entries_of,
+    find_keys,
+    listed,
+    moment,
+)
 from hotstart.cache.signing import Keyring, Seal
 from hotstart.cache.store import Store
 from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.cache_location import open_location
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.explained import (
-    Circumstances,
     explain_attempt,
     explain_entry,
+    made_by,
     shown_processes,
 )
 from hotstart.launcher.facts import AttemptFacts
 from hotstart.launcher.foreground import runs_location
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.unfound import Circumstances
 
 SCHEMA = 1
 
@@ -39,25 +48,30 @@ def explain_key(wanted: str, location: str | None) -> dict[str, Any]:
 
     store = open_location(location)
     seal = Seal(load_keyring(), store.url)
-    found = find_keys(store, wanted, seal)
+    listing = list(listed(store))
+    found = find_keys(store, wanted, seal, listing)
     keys = sorted({one.key for one in found})
-    modules = {module_of(one.key) for one in found}
     if not found:
-        raise UsageError(_not_there(store, wanted))
-    if len(keys) > 1 and modules != {wanted}:
+        raise UsageError(_not_there(store, wanted, listing))
+    if len(keys) > 1:
         raise UsageError(
             f"{wanted} is the beginning of {len(keys)} keys in {store.url}: "
             f"{', '.join(keys[:4])}; give one of them"
         )
     target = found[-1]
-    entries = entries_of(store, module_of(target.key), seal, always=[target.key])
+    entries = entries_of(
+        store,
+        module_of(target.key),
+        seal,
+        always=[target.key],
+        before=(target.order, target.where),
+        listing=listing,
+    )
     program = explain_entry(target, entries)
     return _explained(store.url, None, None, {"programs": [program], "disagreements": []})
 
 
-def explain_run_named(
-    run: str, attempt: int | None, run_dir: str | None, location: str | None
-) -> dict[str, Any]:
+def explain_run_named(run: str, attempt: int | None, run_dir: str | None) -> dict[str, Any]:
     """Why an attempt of a run compiled what it did. Blocks.
 
     Raises `RunNotFound`, `UsageError` for an attempt that is not there, `StoreError`.
@@ -75,7 +89,7 @@ def explain_run_named(
     if number not in attempts:
         there = ", ".join(map(str, sorted(attempts)))
         raise UsageError(f"run {record.name} has no attempt {number}; it has {there}")
-    explained = explain_recorded(record, attempts[number], keyring, location)
+    explained = explain_recorded(record, attempts[number], keyring)
     return _explained(explained.pop("location"), record.name, number, explained)
 
 
@@ -83,13 +97,14 @@ def explain_recorded(
     record: RunRecord,
     attempt: AttemptFacts,
     keyring: Keyring,
-    location: str | None = None,
     asked: Mapping[int, Sequence[AskedProgram]] | None = None,
     deadline_s: float = 30.0,
+    listings: dict[str, list[Listed]] | None = None,
 ) -> dict[str, Any]:
     """What one attempt of a record compiled, and why; `asked` where it has been read. Blocks.
 
-    `deadline_s` bounds each operation on a bucket.
+    `deadline_s` bounds each operation on a bucket. `listings` has what is in a cache, by its URL,
+    and keeps what is listed here for the next attempt.
 
     A cache that can't be looked at costs its part of the explanation. Raises `StoreError` for the
     record.
@@ -97,7 +112,8 @@ def explain_recorded(
     asked = record.asked() if asked is None else asked
     cache = attempt.start.get("cache")
     cache = cache if isinstance(cache, Mapping) else {}
-    location = location or str(cache.get("location") or "") or None
+    location = str(cache.get("location") or "") or None
+    listings = {} if listings is None else listings
     missed = {p.module for p in asked.get(attempt.attempt, ()) if p.missed}
     shared = _asked_in_part(asked.get(attempt.attempt, ()))
     entries: dict[str, list[Known]] = {}
@@ -107,16 +123,43 @@ def explain_recorded(
             store = open_location(location, deadline_s=deadline_s)
             seal = Seal(keyring, store.url)
             location = store.url
+            if location not in listings:
+                listings[location] = list(listed(store))
+            listing = listings[location]
             own = asked.get(attempt.attempt, ())
             keys, told = [p.key for p in own], [p.key for p in own if p.parts]
             for module in sorted(missed | shared):
-                entries[module] = entries_of(store, module, seal, always=keys, unread=told)
+                entries[module] = entries_of(
+                    store,
+                    module,
+                    seal,
+                    always=keys,
+                    unread=told,
+                    before=_latest(module, own, made_by(attempt.attempt, asked), listing),
+                    listing=listing,
+                )
     except (CacheError, UsageError) as error:
         problem = str(error)
     around = circumstances(attempt, cache, problem)
     explained = explain_attempt(attempt.attempt, asked, entries, around)
     known = attempt.attempt in asked
     return {"location": location, "recorded": known, "problem": problem or None, **explained}
+
+
+def _latest(
+    module: str, own: Sequence[AskedProgram], made: Collection[str], listing: Sequence[Listed]
+) -> Moment | None:
+    """From here on no entry of the module is earlier than what the attempt compiled of it.
+
+    None where that is not known.
+    """
+    stored: dict[str, Moment] = {}
+    for stat, _, _ in sorted(listing, key=lambda one: moment(one[0])):
+        stored.setdefault(stat.name.partition("~")[0], moment(stat))
+    first = min((stored[n] for n in map(entry_name, made) if n in stored), default=None)
+    ends = [stored.get(entry_name(p.key), first) for p in own if p.missed and p.module == module]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
 
 
 def circumstances(attempt: AttemptFacts, cache: Mapping[str, Any], problem: str) -> Circumstances:
@@ -206,11 +249,8 @@ def _asked_in_part(programs: Sequence[AskedProgram]) -> set[str]:
     return {module for module in modules if modules.count(module) > 1}
 
 
-def _not_there(store: Store, wanted: str) -> str:
-    try:
-        modules = sorted({module for _, _, module in listed(store) if module})
-    except StoreError:
-        modules = []
+def _not_there(store: Store, wanted: str, listing: Sequence[Listed]) -> str:
+    modules = sorted({module for _, _, module in listing if module})
     near = get_close_matches(wanted.rpartition("-")[0] or wanted, modules, n=3, cutoff=0.4)
     there = (
         f"the modules there are {', '.join((near or modules)[:6])}" if modules else "it is empty"

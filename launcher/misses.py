@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hotstart.cache.errors import CacheError
+from hotstart.cache.explain import Listed
+from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.explaining import explain_recorded, short
 from hotstart.launcher.facts import RunFacts
 from hotstart.launcher.record import RunRecord
@@ -56,7 +59,13 @@ def is_looking() -> bool:
 
 
 def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> dict[str, Any]:
-    asked = record.asked() if facts.attempts else {}
+    asked: Mapping[int, Sequence[AskedProgram]] = {}
+    try:
+        if facts.attempts:
+            asked = record.asked()
+    except CacheError as error:
+        logger.warning("what was compiled is not explained: %s", error)
+    listings: dict[str, list[Listed]] = {}
     for attempt, shown in zip(facts.attempts, report["attempts"], strict=True):
         shown["misses"] = []
         if not any(program.missed for program in asked.get(attempt.attempt, ())):
@@ -65,7 +74,12 @@ def _with_misses(record: RunRecord, facts: RunFacts, report: dict[str, Any]) -> 
             from hotstart.cache.keyring import load_keyring
 
             explained = explain_recorded(
-                record, attempt, load_keyring(), asked=asked, deadline_s=_DEADLINE_S
+                record,
+                attempt,
+                load_keyring(),
+                asked=asked,
+                deadline_s=_DEADLINE_S,
+                listings=listings,
             )
         except CacheError as error:
             logger.warning("what attempt %d compiled is not explained: %s", attempt.attempt, error)

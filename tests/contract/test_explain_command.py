@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hotstart.cache.description import Description, to_text
+from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import EntryMeta, encode, entry_name
-from hotstart.cache.store import open_store
+from hotstart.cache.explain import PREFIX
+from hotstart.cache.store import ObjectStat, open_store
 from hotstart.launcher.asked_facts import asked_facts
 from hotstart.launcher.cli import main
 from hotstart.launcher.outcome import Outcome
@@ -170,6 +173,21 @@ def test_explain_command_goes_on_where_the_cache_is_gone(run_dir: str, tmp_path:
     assert explained["problem"] == f"{tmp_path / 'cache'}: there is no such directory"
     [_, changed] = explained["programs"]
     assert (changed["status"], changed["nearest"]["where"]) == ("changed", "attempt 1")
+
+
+def test_report_of_several_attempts_lists_their_cache_once(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, listed = DirectoryStore.list, []
+
+    def watched(store: DirectoryStore, prefix: str) -> Iterator[ObjectStat]:
+        listed.append(prefix)
+        return stock(store, prefix)
+
+    monkeypatch.setattr(DirectoryStore, "list", watched)
+    shown = CliRunner().invoke(main, ["report", "latest", "--run-dir", run_dir, "--json"])
+    assert all(attempt["misses"] for attempt in json.loads(shown.stdout)["attempts"])
+    assert listed.count(PREFIX) == 1
 
 
 def test_report_has_a_line_for_each_miss(run_dir: str) -> None:

@@ -166,9 +166,13 @@ def test_explain_run_whose_entries_were_deleted_says_that_nothing_changed(here: 
     program = advanced(explained)
     assert (program["status"], program["causes"]) == ("same", [])
     assert program["summary"].startswith("nothing has changed since attempt 1: ")
-    assert "was there in attempt 1 and was gone" in program["reason"]
+    # One compiled it and the other hit that: the record does not tell that it was stored.
+    assert program["reason"] == (
+        "attempt 1 compiled it, and its entry was not there: it had not reached the cache by that "
+        "attempt's end, or was evicted, expired or deleted since"
+    )
     shown = " ".join(here.run("report", "latest").stdout.split())  # it is wrapped
-    assert "): nothing has changed since attempt 1: its entry was there" in shown
+    assert "): nothing has changed since attempt 1: attempt 1 compiled it" in shown
 
 
 def test_require_warm_ends_a_cold_start_with_4_and_says_why_and_lets_a_warm_one_run(

@@ -12,7 +12,8 @@ import pytest
 from hotstart.cache.description import COMPONENTS, Description, from_text, to_text
 from hotstart.cache.differences import compare
 from hotstart.cache.explain import Known, nearest
-from hotstart.cache.program_text import read_program
+from hotstart.cache.program_text import Value, read_program
+from hotstart.cache.signature_differences import paired
 
 pytestmark = pytest.mark.unit
 
@@ -133,7 +134,8 @@ def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> 
             text(attributes=" {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}", mesh=MESH),
             "committed",
             'argument 0 (w) is committed (<@mesh, [{}, {}]> with ["d"=2]) and was uncommitted: '
-            "restored arrays are committed, those of a fresh start often are not",
+            "restored arrays are committed, and so is what `device_put` or jit's `in_shardings` "
+            "place",
         ),
         (
             text(result="tensor<9x4xf32>"),
@@ -202,6 +204,50 @@ def test_compare_component_that_differs_and_reads_the_same_is_unknown() -> None:
     assert named(described(), after) == [
         ("unknown", "compile options differs, in what can't be read from what was recorded")
     ]
+
+
+def test_compare_other_jaxlib_takes_other_defaults_for_what_follows() -> None:
+    before = described()
+    after = described(
+        versions={**before.versions, "jaxlib": "0.11.0"},
+        options={**before.options, "debug.xla_new": "true", "build.x": "1"},
+    )
+    found = compare(before, after)
+    assert [c.subject for c in found.causes] == ["jaxlib", "build.x"]
+    assert [c.subject for c in found.follows] == ["debug.xla_new"]
+
+
+@pytest.mark.parametrize("name", ["jax_default_device", "jax_numpy_rank_promotion"])
+def test_compare_setting_without_effect_on_programs_is_no_cause(name: str) -> None:
+    before = described(settings={name: "1"})
+    changed = text(body=BODY.replace("tanh", "sine"))
+    [cause] = compare(before, described(changed, settings={name: "2"})).causes
+    assert (cause.kind, cause.subject) == ("code", "the operations")
+    other = compare(described(settings={"jax_x": "1"}), described(changed, settings={"jax_x": "2"}))
+    assert [c.kind for c in other.causes] == ["jax_config"]
+
+
+def values(*types: str) -> list[Value]:
+    return [Value(type) for type in types]
+
+
+def test_paired_argument_among_many_of_alternating_types_is_the_only_new_one() -> None:
+    before = values(*["f32", "bf16"] * 75)
+    after = [*before[:50], *values("i32"), *before[50:]]
+    pairs, [change] = paired(before, after)
+    assert change.text == "the program takes 151 arguments and took 150; new: 50 (i32)"
+    assert [p.position for p in pairs] == [*range(50), *range(51, 151)]
+    assert all(p.before.type == p.after.type for p in pairs)
+
+
+def test_paired_arguments_of_which_too_many_differ_are_counted_alone() -> None:
+    rng = random.Random(1)
+    drawn = [values(*rng.choices(["f32", "bf16", "i32"], k=k)) for k in (600, 601)]
+    before, after = ([*values("a"), *found, *values("b", "c")] for found in drawn)
+    pairs, [change] = paired(before, after)
+    assert change.text == "the program takes 604 arguments and took 603"
+    assert [p.after.type for p in pairs if p.after.type in "abc"] == ["a", "b", "c"]
+    assert len(pairs) < 20
 
 
 def test_description_survives_its_text_and_garbage_does_not() -> None:

@@ -9,13 +9,15 @@ import pytest
 from hotstart.cache.description import to_text
 from hotstart.cache.explain import Known
 from hotstart.launcher.asked_facts import AskedProgram, asked_facts, read_asked, size_of
-from hotstart.launcher.explained import Circumstances, explain_attempt
+from hotstart.launcher.explained import explain_attempt
+from hotstart.launcher.unfound import Circumstances
 from tests.unit.test_differences import described
 
 pytestmark = pytest.mark.unit
 
 KEYS = [f"jit_f-{digit * 64}" for digit in "abc"]
 BASE = to_text(described())
+UNWRITTEN = f"cannot write entries/v1/{'a' * 64}-jit_f in gs://b, going on without: 403"
 FLAGGED = to_text(described(flags={"XLA_FLAGS": ["--xla_a"]}))
 
 
@@ -47,16 +49,43 @@ def test_explain_attempt_takes_no_entry_for_earlier_that_it_made_itself() -> Non
     assert [p["status"] for p in found["programs"]] == ["first", "first"]
 
 
+def test_explain_attempt_takes_no_entry_for_earlier_that_is_newer_than_what_it_made() -> None:
+    newer, made = Known(KEYS[2], 3.0, "later", described()), f"jit_g-{'d' * 64}"
+    entries = {"jit_f": [newer], "jit_g": [Known(made, 2.0, "entry")]}
+    own = [asked(KEYS[0], FLAGGED, compiled=[0]), asked(made, BASE, compiled=[0])]
+    found = explain_attempt(1, {1: own}, entries, Circumstances())
+    assert [p["status"] for p in found["programs"]] == ["first", "first"]
+
+
+def test_explain_attempt_of_which_nothing_is_stored_says_that_an_entry_may_be_newer() -> None:
+    entries = {"jit_f": [Known(KEYS[2], 3.0, "entry", described())]}
+    own = [asked(KEYS[0], FLAGGED, compiled=[0])]
+    [program] = explain_attempt(1, {1: own}, entries, Circumstances())["programs"]
+    assert program["nearest"]["choice"] == (
+        "it is the only earlier key of this module of which that is known; it may be newer than "
+        "this attempt, of which no entry is there to compare with"
+    )
+    before = {1: [asked(KEYS[2], hit=[0])], 2: own}
+    [program] = explain_attempt(2, before, entries, Circumstances())["programs"]
+    assert program["nearest"]["choice"].endswith("of which that is known")
+
+
 @pytest.mark.parametrize(
     ("before", "around", "says"),
     [
         ({"hit": [0]}, {}, "was there in attempt 1 and was gone"),
         ({"compiled": [0]}, {}, "attempt 1 compiled it, and its entry was not there"),
         ({"unstored": [0]}, {}, "attempt 1 did not hand it to the cache"),
+        ({"compiled": [0], "hit": [1, 2]}, {}, "attempt 1 compiled it, and its entry was not"),
         ({"unfinished": [0]}, {}, "attempt 1 ended before it was compiled"),
         ({"compiled": [0]}, {"mode": "read-only"}, "with cache.mode=read-only nothing is stored"),
+        ({"hit": [0]}, {"mode": "read-only"}, "was there in attempt 1 and was gone"),
+        ({"unstored": [0]}, {"errors": 1, "unsigned": 1}, "attempt 1 did not hand it to the"),
+        ({"unfinished": [0]}, {"errors": 1}, "attempt 1 ended before it was compiled"),
+        ({"compiled": [0]}, {"mode": "read-only", "errors": 1}, "with cache.mode=read-only"),
+        ({"compiled": [0]}, {"warnings": (UNWRITTEN,)}, "its entry was not there: it had not"),
         ({"hit": [0]}, {"unsigned": 2}, "2 objects of the cache were refused as unsigned"),
-        ({"hit": [0]}, {"errors": 1, "warnings": ("cannot read",)}, "1 errors in this attempt"),
+        ({"hit": [0]}, {"errors": 1, "warnings": (UNWRITTEN,)}, "attempt, perhaps with its entry"),
         (
             {"hit": [0]},
             {"errors": 1, "warnings": (f"entries/v1/{'a' * 64}-jit_f: truncated",)},
