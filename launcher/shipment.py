@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ from hotstart.launcher.submitted import RUN_NAME_VARIABLE, SUBMISSION_VARIABLE
 
 _STOP_WAIT_S = 10
 
+_LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -59,7 +62,8 @@ class Submission:
     `words` are hotstart's arguments there, `environ` is set for the driver alone: a runtime_env
     would hand it to the workers' own launches.
     `stop_wait_s` is how long the driver may take to stop in order, `placement_s` how long it is
-    waited for to be placed, `requirements` what is installed first.
+    waited for to be placed, `requirements` what is installed first, `exposed` the source and the
+    name of each item of `env` that sounds like a secret and travels in the command.
     """
 
     run: str
@@ -74,6 +78,7 @@ class Submission:
     requirements: tuple[str, ...] = ()
     hotstart: str = SHIP
     driver: DriverPlace = field(default_factory=DriverPlace)
+    exposed: tuple[tuple[str, str], ...] = ()
 
     @property
     def entrypoint(self) -> str:
@@ -171,6 +176,7 @@ def prepare(
         requirements=requirements,
         hotstart=options.hotstart,
         driver=options.driver,
+        exposed=_exposed(job),
     )
 
 
@@ -250,6 +256,15 @@ def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:
                 f"{found[0]}: {found[1]} lies in {files.folder}, which is sent to the cluster; "
                 "move it out, and bring it to the hosts by a way of its own (docs/trust.md)"
             )
+
+
+def _exposed(job: LoadedJob) -> tuple[tuple[str, str], ...]:
+    origins = ((job.origins.get(f"env.{name}", ""), name) for name in sorted(job.config.env))
+    return tuple(
+        (origin, name)
+        for origin, name in origins
+        if _LIKE_A_SECRET.search(name) and origin.startswith(("command line", "environment "))
+    )
 
 
 def _setting(key: str, value: str) -> str:

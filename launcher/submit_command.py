@@ -134,6 +134,12 @@ def submit(
                 raise UsageError("--run-dir is for --restart; else write run_dir=gs://...")
             raise UsageError(f"{what} is missing; see hotstart submit --help")
         submission = prepare(job, (*overrides, *_variables(env)), bucket, options)
+    for origin, name in submission.exposed:
+        click.echo(
+            f"hotstart {origin}: env.{name}: it shows in Ray's dashboard and in the run's record; "
+            f"if it is a secret, write secret_env.{name}=file:/path or env:VARIABLE of each host",
+            err=True,
+        )
     if dry_run:
         show_plan(submission, as_json)
         return
@@ -150,8 +156,6 @@ def submit(
 
 def _variables(given: tuple[str, ...]) -> list[str]:
     """`--env K=V` as overrides of the job's `env`; raises `UsageError`."""
-    import re
-
     from hotstart.launcher.errors import UsageError
 
     found = []
@@ -159,12 +163,6 @@ def _variables(given: tuple[str, ...]) -> list[str]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise UsageError(f"--env: expected NAME=VALUE, got {text!r}")
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", name.upper()):
-            click.echo(
-                f"hotstart --env {name}: it shows in Ray's dashboard and in the run's record; if "
-                f"it is a secret, write secret_env.{name}=file:/path or env:VARIABLE of each host",
-                err=True,
-            )
         quoted = json.dumps(value.replace("${", r"\${"), ensure_ascii=False)
         found.append(f"env.{name}={quoted}")
     return found

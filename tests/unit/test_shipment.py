@@ -136,6 +136,18 @@ def test_prepare_with_a_signing_key_in_the_folder_that_is_sent_is_refused(
     )
 
 
+def test_prepare_tells_which_secrets_the_command_would_show(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTSTART_JOB__ENV__HF_TOKEN", "s3cret")
+    monkeypatch.setenv("HOTSTART_JOB__ENV__LEVEL", "3")
+    submission = prepare("jobs/job.yaml", ["env.WANDB_API_KEY=s3cret", "env.A=b"], "gs://b")
+    assert submission.exposed == (
+        ("environment HOTSTART_JOB__ENV__HF_TOKEN", "HF_TOKEN"),
+        ("command line", "WANDB_API_KEY"),
+    )
+
+
 def test_prepare_sends_no_signing_key_of_the_environment(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,8 +358,9 @@ def test_submit_env_that_looks_like_a_secret_is_told(job: Path) -> None:
     shown = _invoke("job.yaml", "--bucket", "gs://b", "--dry-run", "--env", "WANDB_API_KEY=x")
     assert shown.exit_code == 0
     assert shown.stderr == (
-        "hotstart --env WANDB_API_KEY: it shows in Ray's dashboard and in the run's record; if it "
-        "is a secret, write secret_env.WANDB_API_KEY=file:/path or env:VARIABLE of each host\n"
+        "hotstart command line: env.WANDB_API_KEY: it shows in Ray's dashboard and in the run's "
+        "record; if it is a secret, write secret_env.WANDB_API_KEY=file:/path or env:VARIABLE of "
+        "each host\n"
     )
 
 
