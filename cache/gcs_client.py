@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -280,8 +280,19 @@ def _translate(error: Exception, action: str) -> StoreError:
         gcsfs.retry.HttpError,  # only for credentials that could not be renewed
         gcsfs.retry.NonRetryableError,
     )
-    if isinstance(error, connection_failures) or getattr(error, "retryable", False):
+    # A blip while a token is renewed: google.auth and gcsfs wrap it as if the token were bad.
+    blip = any(
+        isinstance(link, google.auth.exceptions.TransportError) or getattr(link, "retryable", False)
+        for link in _causes(error)
+    )
+    if blip or isinstance(error, connection_failures):
         return TransientError(f"cannot {action}: {said}")
     if isinstance(error, credential_failures):
         return AccessDenied(f"cannot {action}: {said}; renew the credentials ({CREDENTIALS})")
     return StoreError(f"cannot {action}: {said}; the chained exception shows where")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import google.auth.exceptions
 import pytest
+from gcsfs.retry import HttpError
 
-from hotstart.cache.errors import TransientError
+from hotstart.cache.errors import AccessDenied, StoreError, TransientError
 from hotstart.cache.gcs_answers import HttpFailure, retry_after_s, translate_status
+from hotstart.cache.gcs_client import _translate
 
 pytestmark = pytest.mark.unit
 
@@ -41,3 +44,40 @@ def test_translated_failure_keeps_what_the_server_asks_for_and_says_so() -> None
     assert str(error) == (
         "cannot read gs://b/o: HTTP 429: slow down (it asks to be left alone for 12 s)"
     )
+
+
+def _chain(*errors: Exception) -> Exception:
+    for error, cause in zip(errors, errors[1:], strict=False):
+        error.__cause__ = cause
+    return errors[0]
+
+
+def _bad_token() -> HttpError:
+    return HttpError({"code": 401, "message": "Invalid Credentials"})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (google.auth.exceptions.TransportError("no route"), TransientError),
+        (
+            _chain(
+                _bad_token(),
+                google.auth.exceptions.RefreshError("metadata"),
+                google.auth.exceptions.TransportError("no route"),
+            ),
+            TransientError,
+        ),
+        (
+            _chain(_bad_token(), google.auth.exceptions.RefreshError("busy", retryable=True)),
+            TransientError,
+        ),
+        (_chain(_bad_token(), google.auth.exceptions.RefreshError("revoked")), AccessDenied),
+        (google.auth.exceptions.DefaultCredentialsError("none"), AccessDenied),
+    ],
+    ids=["transport", "wrapped_transport", "wrapped_retryable", "revoked", "none"],
+)
+def test_trouble_with_a_token_is_tried_again_where_it_was_the_network(
+    error: Exception, expected: type[StoreError]
+) -> None:
+    assert type(_translate(error, "read gs://b/o")) is expected
