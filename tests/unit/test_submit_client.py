@@ -463,11 +463,21 @@ class KnownJobs:
     [
         ({}, False, "r-s1"),
         ({"r-s1": Known("FAILED", 2, RUNS)}, False, "r-s2"),
+        ({"r-s1": Known("FAILED", None, RUNS)}, False, "r-s2"),
+        ({"r-s1": Known("FAILED", 127, RUNS)}, False, "r-s2"),
         ({"r-s1": Known("FAILED", 1, RUNS)}, True, "r-s2"),
         ({"r-s1": Known("RUNNING", None, "gs://others/runs")}, False, "r-s2"),
         ({"r-s1": Known("STOPPED", None, RUNS), "r-s2": Known("FAILED", 2, RUNS)}, True, "r-s3"),
     ],
-    ids=["first", "nothing_was_started", "again", "anothers", "again_after_another"],
+    ids=[
+        "first",
+        "bad_usage",
+        "no_driver",
+        "no_python",
+        "again",
+        "anothers",
+        "again_after_another",
+    ],
 )
 def test_submission_gets_an_id_of_its_own(
     job: Path, known: dict[str, Known], again: bool, sent: str
