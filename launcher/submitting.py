@@ -21,8 +21,7 @@ from hotstart.launcher.submit import Ending, RayJobs
 
 _SHOWN_FILES = 20
 _RESUMABLE = (ExitCode.JOB_FAILED, ExitCode.BUDGET_SPENT, ExitCode.INTERRUPTED)
-# No driver ended, bad usage, or no Python (sh(1)). A name that has a record is refused over there.
-_MAYBE_NEVER_BEGUN = (None, ExitCode.USAGE, 126, 127)
+_NEVER_BEGUN = (ExitCode.USAGE, 126, 127)  # the last two: there is no Python, see sh(1)
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _attach_or_send(jobs: RayJobs, submission: Submission, again: bool) -> _Sent
         if found.lives:
             return _attached(submission_id, jobs)
     for submission_id, found in ours.items():
-        if not again and found.exit_code not in _MAYBE_NEVER_BEGUN:
+        if not again and found.exit_code not in _NEVER_BEGUN:
             raise UsageError(
                 f"run {submission.run} was submitted here already, and {submission_id} "
                 f"{found.status}; choose another name, or go on with: hotstart submit --restart "

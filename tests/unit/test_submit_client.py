@@ -463,7 +463,6 @@ class KnownJobs:
     [
         ({}, False, "r-s1"),
         ({"r-s1": Known("FAILED", 2, RUNS)}, False, "r-s2"),
-        ({"r-s1": Known("FAILED", None, RUNS)}, False, "r-s2"),
         ({"r-s1": Known("FAILED", 127, RUNS)}, False, "r-s2"),
         ({"r-s1": Known("FAILED", 1, RUNS)}, True, "r-s2"),
         ({"r-s1": Known("RUNNING", None, "gs://others/runs")}, False, "r-s2"),
@@ -472,7 +471,6 @@ class KnownJobs:
     ids=[
         "first",
         "bad_usage",
-        "no_driver",
         "no_python",
         "again",
         "anothers",
