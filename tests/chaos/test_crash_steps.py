@@ -21,15 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from hotstart.cache.store import open_store
 from hotstart.cache.verify import verify
+from hotstart.launcher.cli import main
 from tests.support.compile_counter import read_counts
 from tests.support.crash_site.sitecustomize import STEPS
 from tests.support.gcs_emulator import create_bucket
 from tests.support.gcs_proxy import GcsProxy
-from tests.support.hosts import Hosts, hosts
-from tests.support.launch import Finished, Launched, Site, await_true, is_running
+from tests.support.hosts import Hosts, hosts, write_programs
+from tests.support.launch import Finished, Launched, Site, await_true, is_running, site
+from tests.support.ray_at import RayAt, ray_at
+from tests.support.ray_process import all_processes
 
 pytestmark = pytest.mark.chaos
 
@@ -49,6 +53,7 @@ NOT_YET_A_RUN = ("driver: before the run is made", "driver: run half made")
 REACHED_S = 60.0
 AGAIN_S = 20.0
 GONE_S = 8.0
+HEAD_S = 60.0
 
 SITE = Path(__file__).parents[1] / "support" / "crash_site"
 LOSSES = """
@@ -114,11 +119,11 @@ LOSSES = """
         print("step", number)
         until = time.monotonic() + 60
         while number == 2 and attempt == 1 and (messages / "hold").exists():
-            if (messages / "struck").exists() or time.monotonic() > until:
+            struck = (messages / "struck").exists() and not (messages / "stay").exists()
+            if struck or time.monotonic() > until:
                 break
             time.sleep(0.02)
-        if number == 3:
-            jax.jit(late)(x).block_until_ready()
+    jax.jit(late)(x).block_until_ready()
     print("final loss", state[0].tobytes().hex())
 """
 PROGRAMS = {"begin", "local", "train", "late"}
@@ -135,29 +140,31 @@ class Crash:
     """Where the test and its processes leave messages for each other."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
-    def arm(self, step: str, *, hold: bool, victim: int | None = None) -> None:
+    def arm(self, step: str, *, hold: bool, stay: bool = False, victim: int | None = None) -> None:
         """From now on the first process that comes to the step dies there, or `victim` does.
 
-        With `hold` the first attempt waits at its second step until that has happened.
+        With `hold` the first attempt waits at its second step until that has happened, and with
+        `stay` for as long as it may.
         """
         self.disarm()
-        if hold:
-            (self._folder / "hold").touch()
+        for name, wanted in (("hold", hold), ("stay", stay)):
+            if wanted:
+                (self.folder / name).touch()
         lines = [step] if victim is None else [step, str(victim)]
-        new = self._folder / "new"
+        new = self.folder / "new"
         new.write_text("\n".join(lines))
-        new.replace(self._folder / "armed")
+        new.replace(self.folder / "armed")
 
     def disarm(self) -> None:
         """Nobody dies any more."""
-        for name in ("armed", "hold", "struck"):
-            (self._folder / name).unlink(missing_ok=True)
+        for name in ("armed", "hold", "stay", "struck"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def struck(self) -> tuple[int, float] | None:
-        """Who came to the step, and when on the monotonic clock; None if nobody has yet."""
-        path = self._folder / "struck"
+        """Who died at the step, and when on the monotonic clock; None if nobody has yet."""
+        path = self.folder / "struck"
         words = path.read_text().split() if path.exists() else []
         return (int(words[0]), float(words[1])) if len(words) == 2 else None
 
@@ -193,7 +200,7 @@ def gang(crash: Crash, _session_proxy: GcsProxy) -> Iterator[Hosts]:
     environ = {
         "STORAGE_EMULATOR_HOST": _session_proxy.url,
         "PYTHONPATH": str(SITE),
-        "HOTSTART_TEST_CRASH": str(crash._folder),
+        "HOTSTART_TEST_CRASH": str(crash.folder),
     }
     with hosts(2, environ) as running:
         yield running
@@ -246,12 +253,17 @@ def sound_entries(location: str) -> set[str]:
     return {looked.name for looked in found}
 
 
+def assert_verifies(location: str) -> None:
+    """What `hotstart cache verify` says; in this process, as its start takes a second."""
+    said = CliRunner().invoke(main, ["cache", "verify", location])
+    assert said.exit_code == 0, said.output
+
+
 def assert_nothing_lost(
     here: Site, gang: Hosts, calm: Calm, location: str, there: set[str]
 ) -> None:
     """What was in the bucket still is, is sound, and is all that a new launch needs."""
-    verified = here.run("cache", "verify", location, env=gang.environ)
-    assert verified.exit_code == 0, verified.shown
+    assert_verifies(location)
     assert there <= sound_entries(location)
     gang.empty()
     again = launch(here, gang, location)
@@ -325,3 +337,52 @@ def test_crash_of_the_driver_leaves_nothing_and_restart_completes_the_run(
             here.assert_clean(5.0)
         assert here.report(run)["state"] == "done"
     assert_nothing_lost(here, gang, calm, location, there)
+
+
+def head_of(cluster: RayAt) -> int:
+    """The process that a cluster can't do without."""
+    [found] = [
+        pid
+        for pid, environ, command in all_processes()
+        if f"TMPDIR={cluster.temp}" in environ and "/gcs_server " in f"{command} "
+    ]
+    return found
+
+
+@LONG
+@pytest.mark.parametrize(
+    "step", ["driver: between attempt start and gang start", "driver: gang started"]
+)
+def test_crash_of_rays_head_restart_on_another_cluster_completes_the_run(
+    gang: Hosts, crash: Crash, calm: Calm, proxy: GcsProxy, bucket: str, tmp_path: Path, step: str
+) -> None:
+    location = f"{bucket}/cache"
+    environ = {**gang.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    with ray_at() as cluster, site() as here:
+        write_programs(here, LOSSES)
+        here.write("job.yaml", JOB.replace("workers_per_host: 1", "workers_per_host: 2"))
+        cluster.start(environ={**environ, "HOTSTART_HOME": str(tmp_path / "host")})
+        crash.arm(step, hold=True, stay=True, victim=head_of(cluster))
+        launched = here.start(
+            "launch",
+            "job.yaml",
+            "--address",
+            cluster.address,
+            f"cache.location={location}",
+            env=environ,
+        )
+        crash.wait(launched)
+        lost = launched.wait(HEAD_S)
+        assert lost.exit_code != 0, lost.shown
+        cluster.kill()
+        here.assert_clean(GONE_S)
+        there = sound_entries(location)
+        crash.disarm()
+        cluster.start(environ={**environ, "HOTSTART_HOME": str(tmp_path / "host")})
+        [run] = here.run_names()
+        finished = here.run("restart", run, "--address", cluster.address, env=environ)
+        assert finished.exit_code == 0, finished.shown
+        assert losses(finished) == [calm.loss] * 2, finished.shown
+        assert there <= sound_entries(location)
+        assert_verifies(location)
+        here.assert_clean(5.0)

@@ -5,8 +5,8 @@ folder, for messages between the test and them:
 
     armed     the name of the step at which a process is to die; where a second line is there, it
               is the id of the process that dies in its place
-    struck    made with O_EXCL as that happens, so it happens once: the id of the process that came
-              there, and the time on the monotonic clock
+    struck    made with O_EXCL as that happens, so it happens once: the id of the process that
+              dies, and the time on the monotonic clock
 
 A file and not a variable alone, as Ray's workers may be started before it is known at which step
 their next job is to die. Imports nothing by itself: it waits for the modules of the steps, and
@@ -134,8 +134,9 @@ def _come_to(step):
         struck = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     except FileExistsError:
         return
-    os.write(struck, f"{os.getpid()} {time.monotonic()}\n".encode())
-    os.kill(int(victim[0]) if victim else os.getpid(), signal.SIGKILL)
+    dies = int(victim[0]) if victim else os.getpid()
+    os.write(struck, f"{dies} {time.monotonic()}\n".encode())
+    os.kill(dies, signal.SIGKILL)
 
 
 def _holds(text, values):
