@@ -7,7 +7,8 @@ coordinator, compiles, trains and keeps checkpoints; at one step one process die
 - where a worker or an agent died, the next attempt starts within `AGAIN_S`; where the driver died,
   all of it goes within `GONE_S`, and `hotstart restart` completes the run;
 - the run's last loss is that of an undisturbed one, to the bit;
-- the next launch on the same location, on hosts that know nothing, compiles nothing;
+- the next launch on the same location, on hosts that know nothing, compiles only what is never
+  stored;
 - no process and no file is left.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -224,6 +226,8 @@ def calm(gang: Hosts, _session_proxy: GcsProxy) -> Calm:
 @pytest.fixture
 def here(gang: Hosts, crash: Crash) -> Iterator[Site]:
     gang.empty()
+    for left in gang.temp.glob("hotstart-*"):  # by a test that has failed, killed in its middle
+        shutil.rmtree(left)
     with gang.site(LOSSES) as made:
         made.write("job.yaml", JOB)
         yield made

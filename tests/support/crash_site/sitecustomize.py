@@ -143,6 +143,8 @@ def _holds(text, values):
     for value in values:
         if isinstance(value, str):
             found = text in value
+        elif isinstance(value, os.PathLike):
+            found = text in os.fspath(value)
         elif isinstance(value, bytes):
             found = text.encode() in value[:4096]
         elif isinstance(value, list | tuple):
