@@ -30,6 +30,7 @@ from hotstart.cache.signing import MARK, SIGNATURE_BYTES, UNSEALED, Seal
 
 MAGIC = b"hotstart"
 VERSION = 1
+PENDING = "pending/"
 HEAD_BYTES = 32768  # holds all but the payload: a key has some 100 bytes, the meta up to 20,300
 _PREFIX = struct.Struct(">8sHIQ")
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -59,6 +60,15 @@ class Entry:
     payload: bytes | memoryview
     meta: EntryMeta
     digest: bytes = field(default=b"", compare=False)
+
+
+def pending_name(key: str) -> str:
+    """The name, in a node directory, of the mark of an entry that is still to be uploaded.
+
+    Its bytes are the key. It is made before the entry is, and lasts until the entry is in the
+    store: whoever dies in between, the next agent of the host goes on.
+    """
+    return PENDING + entry_name(key)
 
 
 def entry_name(key: str) -> str:

@@ -15,6 +15,7 @@ Cache trouble never fails a job: it is counted and warned of once. Strict mode r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -24,7 +25,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from hotstart.cache.counters import Counters
-from hotstart.cache.entry import Entry, EntryMeta, decode, encode, entry_digest, entry_name
+from hotstart.cache.entry import (
+    Entry,
+    EntryMeta,
+    decode,
+    encode,
+    entry_digest,
+    entry_name,
+    pending_name,
+)
 from hotstart.cache.errors import CacheRequired, EntryError, StoreError
 from hotstart.cache.guarded import insisting
 from hotstart.cache.repair import Look, discard_bad, find_entry, make_room, tell_bad
@@ -280,6 +289,7 @@ class SharedCache:
             bad = key in self._bad
             self._bad.discard(key)
         repair = bad or pending.replaces is not None
+        self._mark(key)
         created = self._write_to(self._node, pending, data, repair) if self._node else None
         there = digest
         if created is False and resolver.has_agent:
@@ -300,6 +310,15 @@ class SharedCache:
         there = digest if stored else self._digest_in(self._store, key) or digest
         canonical = resolver.publish(key, there, len(data), in_node=False)
         return digest, canonical, in_node
+
+    def _mark(self, key: str) -> None:
+        """Have the agent upload the entry also where this process dies before it has said so."""
+        node = self._node
+        if node is None or node is self._store:
+            return
+        if self._resolver.has_agent and self._writable:
+            with contextlib.suppress(StoreError):
+                node.create(pending_name(key), key.encode())
 
     def _digest_in(self, tier: Store | None, key: str) -> bytes | None:
         """Which sound entry is there: another writer was the first. Only a gang has to know."""

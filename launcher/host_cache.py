@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,7 @@ class HostCache:
                 abandoned = self._forget(void)
                 for member in void:
                     replies += self._claims.begin(member, attempt)
-            for key in abandoned:
-                self._upstream.release(key)
+            self._abandon(abandoned)
             if fresh:
                 self._upstream.begin(attempt)
         self._deliver(replies)  # but for those that have been voided after it
@@ -110,8 +109,7 @@ class HostCache:
                 return
             abandoned = self._forget({worker})
             replies = self._claims.begin(worker, self._attempt)
-        for key in abandoned:
-            self._upstream.release(key)
+        self._abandon(abandoned)
         self._deliver(replies)
 
     def read_ahead(self, attempt: int, keys: Sequence[str]) -> None:
@@ -160,13 +158,19 @@ class HostCache:
             case "flush":
                 self._unleased.flush(number, float(message["timeout_s"]), send)
 
-    def _forget(self, members: set[int]) -> list[str]:
+    def _forget(self, members: set[int]) -> dict[str, _Compiling]:
         """Their questions, and the keys that they compile; the caller holds the lock."""
         self._questions.forget(members)
-        abandoned = [key for key, who in self._compiling.items() if who.worker in members]
+        abandoned = {key: who for key, who in self._compiling.items() if who.worker in members}
         for key in abandoned:
             del self._compiling[key]
         return abandoned
+
+    def _abandon(self, compiling: Mapping[str, _Compiling]) -> None:
+        """Let go of what workers compiled that have ended, and upload what they came to store."""
+        for key, who in compiling.items():
+            self._upstream.release(key)
+            self.store.upload_left(key, who.replaces)
 
     def _claim(self, member: int, number: int, wanted: Wanted, send: Send) -> None:
         with self._lock:

@@ -177,8 +177,17 @@ class HostStore:
             self._bad.discard(key)
         self._uploads.upload(key, then, repair=repair, replaces=replaces)
 
+    def upload_left(self, key: str, replaces: bytes | None = None) -> None:
+        """As `upload`, for a worker that has ended: what it had marked and could not publish.
+
+        Nothing where it came to neither. Blocks for some looks into the node directory.
+        """
+        uploads = self._uploads
+        if uploads is not None and uploads.is_left(key) and self.digest_here(key) != replaces:
+            self.upload(key, replaces=replaces)
+
     def resume_uploads(self) -> None:
-        """Upload what an agent before this one has left marked."""
+        """Upload what processes before this one have left marked."""
         if self._uploads is not None:
             self._uploads.resume()
 

@@ -2,9 +2,10 @@
 
     pending/<entry name>    in the node directory: the key of an entry that is still to be uploaded
 
-A mark is made before the upload starts and removed once the entry is in the store, so the next
-agent goes on where one was killed. `create` never overwrites: two agents that share a node
-directory may upload the same entry, and one of them makes the object.
+A mark is made before the entry is, and removed once the entry is in the store. So an entry whose
+worker was killed before it could publish it is uploaded too, and the next agent goes on where one
+was killed. `create` never overwrites: two agents that share a node directory may upload the same
+entry, and one of them makes the object.
 
 What an outage has kept out of the store is tried again while the agent lives, less and less often,
 and by each `flush`; who waits for it hears of the first failure.
@@ -20,15 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.entry import decode, entry_name
+from hotstart.cache.entry import PENDING, decode, entry_name, pending_name
 from hotstart.cache.errors import EntryError, StoreError, TransientError
 from hotstart.cache.repair import make_room
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import Store
 
 logger = logging.getLogger(__name__)
-
-_PENDING = "pending/"
 
 _AGAIN_S = (10.0, 20.0, 40.0, 80.0, 160.0)
 
@@ -89,7 +88,7 @@ class HostUploads:
                 return
             self._open[key] = [then]
         with contextlib.suppress(StoreError):
-            self._near.create(_PENDING + entry_name(key), key.encode())
+            self._near.create(pending_name(key), key.encode())
         try:
             self._pool.submit(self._upload, _Upload(key, repair, replaces))
         except RuntimeError:  # closed; the mark stays
@@ -105,10 +104,24 @@ class HostUploads:
     def resume(self) -> None:
         """Upload what is marked."""
         with contextlib.suppress(StoreError):
-            for mark in list(self._near.list(_PENDING)):
-                key = self._near.get(mark.name)
-                if key is not None:
-                    self.upload(key.decode(errors="replace"), _nobody)
+            for mark in list(self._near.list(PENDING)):
+                data = self._near.get(mark.name)
+                key = "" if data is None else data.decode(errors="replace")
+                if key and self.is_left(key):
+                    self.upload(key, _nobody)
+
+    def is_left(self, key: str) -> bool:
+        """Whether there is a marked entry of `key`; a mark without one is removed."""
+        name = entry_name(key)
+        try:
+            if self._near.stat(pending_name(key)) is None:
+                return False
+            if self._near.stat(name) is not None:
+                return True
+        except StoreError:
+            return False
+        self._unmark(name)  # its writer has ended before the entry was there
+        return False
 
     def flush(self, timeout_s: float) -> bool:
         """Block until nothing is open; False at the timeout, or where an entry is not stored."""
@@ -199,7 +212,7 @@ class HostUploads:
 
     def _unmark(self, name: str) -> None:
         with contextlib.suppress(StoreError):
-            found = self._near.stat(_PENDING + name)
+            found = self._near.stat(PENDING + name)
             if found is not None:
                 self._near.delete(found.name, found.generation)
 

@@ -152,6 +152,8 @@ POINTS: dict[str, tuple[str, ...]] = {
         "worker: after stat entry in bucket",
         "worker: before delete entry in bucket",
         "worker: before stat entry in bucket",
+        "worker: after create mark in node",
+        "worker: before create mark in node",
     ),
     "solo": (
         "solo: after a request",

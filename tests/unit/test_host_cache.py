@@ -15,7 +15,7 @@ import pytest
 from hotstart.cache.circuit import FAILURES_TO_OPEN
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.entry import entry_digest, entry_name
+from hotstart.cache.entry import PENDING, entry_digest, entry_name, pending_name
 from hotstart.cache.errors import StoreError
 from hotstart.cache.leases import StoreLeases
 from tests.support.host_lab import (
@@ -239,6 +239,47 @@ def test_worker_that_dies_after_publishing_has_its_entry_uploaded(
     g.hosts[0].begin(2, 0)
     assert b.resolved() == ("node", DIGEST)
     assert until(lambda: far.get(entry_name(KEY)) == entry())
+
+
+def test_worker_that_dies_before_publishing_has_its_entry_uploaded(
+    gang: Callable[..., Gang], far: FarStore
+) -> None:
+    g = gang(2)
+    a, b = g.workers
+    assert a.resolved() == ("compile", True)
+    a.host.store.near.create(pending_name(KEY), KEY.encode())
+    a.host.put_near(entry())
+    a.host.cache.gone(a.index)
+    g.hosts[0].begin(2, 0)
+    g.hosts[1].begin(2, 1)
+    assert g.hosts[0].workers[0].resolved() == ("node", DIGEST)
+    assert until(lambda: far.get(entry_name(KEY)) == entry())
+    assert until(lambda: not list(g.hosts[0].store.near.list(PENDING)))
+
+
+def test_worker_that_dies_before_storing_leaves_nothing_to_upload(
+    host: Callable[..., Host], far: FarStore
+) -> None:
+    h = host()
+    assert h.workers[0].resolved() == ("compile", True)
+    h.store.near.create(pending_name(KEY), KEY.encode())
+    h.cache.gone(0)
+    assert list(h.store.near.list(PENDING)) == []
+    assert (h.store.flush(20), far.creates[entry_name(KEY)], h.store.stats().errors) == (True, 0, 0)
+
+
+def test_worker_that_dies_before_replacing_a_useless_entry_uploads_nothing(
+    host: Callable[..., Host], far: FarStore
+) -> None:
+    far.create(entry_name(KEY), entry())
+    h = host()
+    assert h.workers[0].resolved() == ("node", DIGEST)
+    useless = [["unloadable", DIGEST.hex()]]
+    assert h.workers[0].resolved(failed=useless) == ("compile", True)
+    h.store.near.create(pending_name(KEY), KEY.encode())
+    h.put_near(entry())
+    h.cache.gone(0)
+    assert (h.store.flush(20), far.creates[entry_name(KEY)]) == (True, 1)
 
 
 # Bad bytes.

@@ -12,7 +12,7 @@ import pytest
 
 from hotstart.cache.config import CacheConfig
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.entry import entry_digest, entry_name
+from hotstart.cache.entry import PENDING, entry_digest, entry_name, pending_name
 from hotstart.cache.errors import AccessDenied, StoreError, TransientError
 from hotstart.cache.guarded import GuardedStore
 from hotstart.launcher.host_store import HostStats, HostStore
@@ -189,6 +189,15 @@ def test_upload_of_a_killed_agent_is_resumed_by_the_next(
     assert [far.get(entry_name(key)) == entry(key) for key in keys] == [True] * 4
     assert until(lambda: not list(near.list("pending/")))
     following.close()
+
+
+def test_mark_without_an_entry_is_removed_and_is_no_failure(
+    store: HostStore, far: FarStore, near: DirectoryStore
+) -> None:
+    near.create(pending_name(KEY), KEY.encode())
+    store.resume_uploads()
+    assert (store.flush(20), list(near.list(PENDING))) == (True, [])
+    assert (far.creates[NAME], store.stats().errors) == (0, 0)
 
 
 def test_upload_that_fails_keeps_its_mark_and_says_so(

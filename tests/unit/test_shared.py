@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hotstart.cache.counters import CacheStats, Counters
-from hotstart.cache.entry import EntryMeta, decode, encode, entry_name
+from hotstart.cache.entry import EntryMeta, decode, encode, entry_name, pending_name
 from hotstart.cache.errors import (
     AccessDenied,
     CacheRequired,
@@ -18,6 +18,7 @@ from hotstart.cache.errors import (
     TransientError,
 )
 from hotstart.cache.guarded import GuardedStore
+from hotstart.cache.resolve import EachForItself
 from hotstart.cache.shared import SharedCache, Tiers
 from hotstart.cache.store import ObjectStat
 from tests.support.memory_store import MemoryStore
@@ -207,6 +208,46 @@ def test_put_makes_one_create_a_tier_and_counts_the_stores_bytes(rig):
     assert rig.store.bytes_of(NAME) == sound(b"compiled here")
     assert rig.node.bytes_of(NAME) == rig.store.bytes_of(NAME)
     assert rig.stats == CacheStats(written_bytes=len(sound(b"compiled here")))
+
+
+class Naming(SpyStore):
+    """Notes the names of what is created."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.created: list[str] = []
+
+    def create(self, name: str, data: bytes) -> bool:
+        self.created.append(name)
+        return super().create(name, data)
+
+
+class WithAgent(EachForItself):
+    """Publishes for nobody; an agent would upload it."""
+
+    has_agent = True
+
+
+@pytest.mark.parametrize("writable,marks", [(True, [pending_name(KEY)]), (False, [])])
+def test_put_with_an_agent_marks_the_entry_before_it_is_there(writable, marks):
+    node, store = Naming("memory://node"), SpyStore("memory://store")
+    cache = SharedCache(Tiers(store, node), Counters(), WithAgent(), writable=writable)
+
+    cache.put(KEY, b"compiled here", META)
+
+    assert cache.flush(PATIENCE_S)
+    assert (node.created, store.calls) == ([*marks, NAME], [])
+    assert [node.bytes_of(name) for name in marks] == [KEY.encode()] * len(marks)
+
+
+def test_put_with_an_agent_into_a_directory_that_is_the_location_marks_nothing():
+    store = Naming("memory://store")
+    cache = SharedCache(Tiers(store, store), Counters(), WithAgent())
+
+    cache.put(KEY, b"compiled here", META)
+
+    assert cache.flush(PATIENCE_S)
+    assert store.created == [NAME]
 
 
 def test_put_after_another_writer_keeps_theirs_and_counts_no_bytes(rig):
