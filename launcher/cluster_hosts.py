@@ -15,7 +15,9 @@ _CALL_S = 10
 
 
 def look_at_hosts() -> list[Host]:
-    """The nodes that are alive; a release or a death shows about a second later.
+    """The nodes that are alive and stay; a release or a death shows about a second later.
+
+    A node that is drained takes nothing new.
 
     Ray has no other public call that tells per node what is free (it needs no autoscaler, and no
     dashboard). Where it does not answer as expected, all that a host has is taken to be free, and
@@ -24,6 +26,7 @@ def look_at_hosts() -> list[Host]:
     import ray
 
     free: dict[str, dict[str, float]] = {}
+    drained: set[str] = set()
     try:
         from ray.autoscaler.v2.sdk import get_cluster_status
 
@@ -31,6 +34,8 @@ def look_at_hosts() -> list[Host]:
         for node in (*status.active_nodes, *status.idle_nodes):
             if node.node_id:
                 free[node.node_id] = node.available_resources()
+                if node.node_status == "DRAINING":
+                    drained.add(node.node_id)
     except Exception as error:
         logger.info("what is free on each host is not known: %s", first_line(error))
     return [
@@ -41,7 +46,7 @@ def look_at_hosts() -> list[Host]:
             free.get(node["NodeID"], dict(node["Resources"])),
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in drained
     ]
 
 

@@ -107,6 +107,7 @@ def _reserved(wishes: Wishes, started: float) -> Reservation | None:
                 extra = extra_workers(config, reservation.node_ids()) if looks else 0
                 if sizing.granted(extra, now):
                     return reservation
+                time.sleep(_POLL_S)
             elif now > deadline:
                 need = describe_need(config, look_at_hosts())
                 waited = f"gave up after {now - started:.0f} s (timeouts.placement_s)"

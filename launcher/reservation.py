@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.placement import HostShare
+
+_FIRST_PAUSE_S = 0.01
+_PAUSE_S = 0.1
 
 
 class Reservation:
@@ -19,7 +23,7 @@ class Reservation:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether Ray has granted it by then."""
-        return bool(self.group.wait(timeout_s))
+        return granted_within(timeout_s, self.group)
 
     def bundle_index(self, host_index: int) -> int:
         """Which of the group's bundles is a host's."""
@@ -39,6 +43,21 @@ class Reservation:
 
         with contextlib.suppress(Exception):
             ray.util.remove_placement_group(self.group)
+
+
+def granted_within(timeout_s: float, group: Any) -> bool:
+    """Whether Ray has granted a placement group by then; asks at least once.
+
+    Ray's own wait takes whole seconds, so a part of one is no wait at all.
+    """
+    until, pause_s = time.monotonic() + timeout_s, _FIRST_PAUSE_S
+    while not group.wait(0):
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return False
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, _PAUSE_S)
+    return True
 
 
 def reserve(config: JobConfig, shares: Sequence[HostShare]) -> Reservation:

@@ -18,7 +18,7 @@ from typing import Any
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.errors import HostFailed, first_line
 from hotstart.launcher.placement import HostShare, hosts_per_slice
-from hotstart.launcher.reservation import Reservation
+from hotstart.launcher.reservation import Reservation, granted_within
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class SliceReservation(Reservation):
             return False
         if self._error is not None:
             raise HostFailed(f"Ray can't reserve slices: {first_line(self._error)}")
-        if not self.group.wait(max(0.0, deadline - time.monotonic())):
+        if not granted_within(deadline - time.monotonic(), self.group):
             return False
         with contextlib.suppress(AttributeError):  # of Ray 2.55, which keeps them to the end
             self._slices.release_head_pgs()

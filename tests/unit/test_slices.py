@@ -14,7 +14,7 @@ from hotstart.conf.schema import JobConfig, TpuSection
 from hotstart.launcher import slices
 from hotstart.launcher.errors import HostFailed
 from hotstart.launcher.placement import place
-from hotstart.launcher.reservation import reserve
+from hotstart.launcher.reservation import granted_within, reserve
 from hotstart.launcher.slices import SliceReservation
 from tests.support.launch import await_true
 
@@ -154,3 +154,17 @@ def test_what_ray_is_asked_for(monkeypatch, knows: bool) -> None:
         "num_slices": 2,
     }
     assert asked == [common | ({"chips_per_vm": 4, "labels": None} if knows else {})]
+
+
+def test_grant_is_waited_for_by_parts_of_a_second() -> None:
+    asked: list[float] = []
+
+    def granted_at_last(timeout_s: float) -> bool:
+        asked.append(timeout_s)
+        return len(asked) == 4
+
+    assert granted_within(5.0, SimpleNamespace(wait=granted_at_last))
+    assert asked == [0] * 4
+    asked.clear()
+    assert not granted_within(0.0, SimpleNamespace(wait=granted_at_last))
+    assert asked == [0]
