@@ -28,9 +28,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from hotstart.cache.directory import NO_HARD_LINKS
 from hotstart.cache.entry import EntryMeta, decode, encode
 from hotstart.cache.errors import EntryError, StoreError
+from hotstart.cache.folders import write_once
 from hotstart.cache.signing import UNSEALED, Seal
 from hotstart.cache.store import Store
 
@@ -201,17 +201,5 @@ def _files(folder: Path) -> list[Path]:
 
 def _create(path: Path, text: str) -> None:
     """Write a file whole, or leave the one that is there: XLA reads beside this."""
-    if path.exists():
-        return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text)
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        draft.replace(path)  # whoever was first has written the same
-    finally:
-        draft.unlink(missing_ok=True)
+    if not path.exists():
+        write_once(path, text.encode(), path.with_name(f".{path.name}.{os.getpid()}"))

@@ -27,14 +27,11 @@ from pathlib import Path
 
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
 from hotstart.cache.eviction import ENTRIES, PINS, SizeBound
-from hotstart.cache.folders import locked, make_folder
+from hotstart.cache.folders import NO_HARD_LINKS, locked, make_folder
 from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
 STALE_AFTER_S = 3600.0
 _OWN_FOLDER = ".hotstart"
-NO_HARD_LINKS = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.EMLINK}
-)
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Folders and lock files that the users of a shared directory can all use.
+"""Folders, files and lock files that the users of a shared directory can all use.
 
 A directory is shared where its mode says so: setgid (a group's) or writable by all (`/tmp`'s
 1777). What hotstart makes in it for its own work then takes its mode, whatever the umask of the
@@ -8,11 +8,16 @@ user who came first; elsewhere the umask decides.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+NO_HARD_LINKS = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.EMLINK}
+)
 
 
 def make_folder(folder: Path, *, below: Path) -> None:
@@ -69,3 +74,26 @@ def _open_lock(path: Path) -> int:
 def _shared_mode(folder: Path) -> int | None:
     mode = stat.S_IMODE(folder.stat().st_mode)
     return mode if mode & (stat.S_ISGID | stat.S_IWOTH) else None
+
+
+def write_once(path: Path, data: bytes | memoryview, draft: Path) -> bool:
+    """Make a file whole, by way of `draft` beside it; False where there is one, which stays.
+
+    Where the file system has no hard links, two that do so at once may both be told True. Raises
+    OSError.
+    """
+    try:
+        draft.write_bytes(data)
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if path.exists():
+            return False
+        draft.rename(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+    return True

@@ -22,9 +22,7 @@ https://github.com/jax-ml/jax/blob/main/jax/_src/lru_cache.py
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import re
 import time
 import uuid
@@ -33,9 +31,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotstart.cache.directory import NO_HARD_LINKS
 from hotstart.cache.entry import EntryMeta
 from hotstart.cache.errors import NotAnEntry, StoreError
+from hotstart.cache.folders import write_once
 from hotstart.cache.heads import in_order, read_whole
 from hotstart.cache.store import ObjectStat, Store, open_store
 
@@ -140,22 +138,7 @@ def write_stock(location: str, key: str, payload: bytes | memoryview) -> bool:
 
 
 def _create(folder: Path, name: str, data: bytes | memoryview) -> bool:
-    temporary = folder / f".{uuid.uuid4().hex}"
-    try:
-        temporary.write_bytes(data)
-        os.link(temporary, folder / name)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        if (folder / name).exists():
-            return False
-        temporary.rename(folder / name)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return True
+    return write_once(folder / name, data, folder / f".{uuid.uuid4().hex}")
 
 
 def _listed(store: Store) -> Iterator[ObjectStat]:
