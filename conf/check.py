@@ -162,6 +162,20 @@ def _check_require_warm(config: JobConfig, origins: Origins) -> None:
         raise _error(("require_warm",), text, origins)
 
 
+_ON_HOSTS = {
+    ("cache", "node_dir"): "a directory of the worker's host",
+    ("cache", "signing_key_file"): "a file of each host",
+    ("resume", "if_exists"): "a path of each host",
+}
+
+
+def host_path_problem(path: tuple[str, ...], value: str) -> str:
+    """What is wrong with a path that each host looks up for itself; "" where nothing is."""
+    if path in _ON_HOSTS and ("://" in value or not value.strip()):
+        return f"expected {_ON_HOSTS[path]}, got {shown(value)}"
+    return ""
+
+
 def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfig:
     """The job with absolute paths, each checked as far as this host can; raises `ConfigError`.
 
@@ -187,6 +201,13 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
             raise _error(path, f"{shown(value)} is not a URL; write gs://bucket/prefix", origins)
         return url
 
+    def on_host(path: tuple[str, ...], value: str | None) -> str | None:
+        if value is None:
+            return None
+        if problem := host_path_problem(path, value):
+            raise _error(path, problem, origins)
+        return str(absolute(path, value))
+
     run_dir = location(("run_dir",), config.run_dir or "")
     _check_directory(("run_dir",), run_dir, origins, write=True)
     cache = config.cache
@@ -194,25 +215,9 @@ def resolve_paths(config: JobConfig, origins: Origins, folder: Path) -> JobConfi
     if cache.mode != "off":
         write = cache.mode == "read-write"
         _check_directory(("cache", "location"), where, origins, write=write)
-    node_dir = cache.node_dir
-    if node_dir is not None:
-        path = ("cache", "node_dir")
-        if "://" in node_dir or not node_dir.strip():
-            text = f"expected a directory of the worker's host, got {shown(node_dir)}"
-            raise _error(path, text, origins)
-        node_dir = str(absolute(path, node_dir))
-    key_file = cache.signing_key_file
-    if key_file is not None:
-        path = ("cache", "signing_key_file")
-        if "://" in key_file or not key_file.strip():
-            raise _error(path, f"expected a file of each host, got {shown(key_file)}", origins)
-        key_file = str(absolute(path, key_file))
-    checkpoint = config.resume.if_exists
-    if checkpoint is not None:
-        path = ("resume", "if_exists")
-        if "://" in checkpoint or not checkpoint.strip():
-            raise _error(path, f"expected a path of each host, got {shown(checkpoint)}", origins)
-        checkpoint = str(absolute(path, checkpoint))
+    node_dir = on_host(("cache", "node_dir"), cache.node_dir)
+    key_file = on_host(("cache", "signing_key_file"), cache.signing_key_file)
+    checkpoint = on_host(("resume", "if_exists"), config.resume.if_exists)
     script, working_dir = config.script, config.working_dir
     if working_dir is not None:
         directory = absolute(("working_dir",), working_dir)

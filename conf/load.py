@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from hotstart.cache.store import normalize_location
-from hotstart.conf.check import check_bounds, check_values, resolve_paths
+from hotstart.conf.check import check_bounds, check_values, host_path_problem, resolve_paths
 from hotstart.conf.errors import ConfigError, Origin, dotted, nearest, shown
 from hotstart.conf.keys import (
     Key,
@@ -157,9 +157,8 @@ def _at_home(setting: Setting) -> Setting:
         raise setting.origin.error("give a directory or gs://bucket/prefix", key=dotted(path))
     if path not in _PATHS or not isinstance(value, str):
         return setting
-    if path == ("resume", "if_exists") and ("://" in value or not value.strip()):
-        text = f"expected a path of each host, got {shown(value)}"
-        raise setting.origin.error(text, key=dotted(path))
+    if problem := host_path_problem(path, value):
+        raise setting.origin.error(problem, key=dotted(path))
     try:
         local = "://" not in value and "${" not in value
         value = str((Path.cwd() / Path(value).expanduser()).absolute()) if local else value
