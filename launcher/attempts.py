@@ -20,7 +20,7 @@ from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, Answers
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
-from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, Restart, decide, refilled
+from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, Restart, decide, is_steady, refilled
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
@@ -116,8 +116,8 @@ class AttemptLoop:
                 return told
             outcome = ended.outcome
             refill_after_s = self._settings.refill_after_s
-            is_steady = refill_after_s is not None and ended.steady_s >= refill_after_s
-            without_step = 0 if ended.stepped or is_steady else without_step + 1
+            moved_on = ended.stepped or is_steady(ended.steady_s, refill_after_s)
+            without_step = 0 if moved_on else without_step + 1
             budgets = refilled(budgets, ended.steady_s, refill_after_s)
             decision = decide(
                 outcome,

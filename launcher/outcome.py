@@ -223,12 +223,17 @@ def decide(
     )
 
 
+def is_steady(steady_s: float, refill_after_s: float | None) -> bool:
+    """Whether an attempt has gone on for so long that what was before it no longer counts."""
+    return refill_after_s is not None and steady_s >= refill_after_s
+
+
 def refilled(budgets: Budgets, steady_s: float, refill_after_s: float | None) -> Budgets:
     """The budgets after an attempt that went on for `steady_s` after its first step.
 
     From `refill_after_s` on the failures are forgotten that were before it.
     """
-    if refill_after_s is None or steady_s < refill_after_s:
+    if not is_steady(steady_s, refill_after_s):
         return budgets
     whole = budgets.failures + budgets.failures_spent
     return replace(budgets, failures=whole, failures_spent=0)

@@ -34,7 +34,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -209,12 +209,7 @@ class RunRecord:
 
     def worker_reports(self, n: int, reports: Mapping[int, Mapping[str, Any]]) -> None:
         """`worker_report` for each process index; after one has failed no more are begun."""
-        with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
-            try:
-                list(pool.map(lambda i: self.worker_report(n, i, reports[i]), sorted(reports)))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        _for_each(sorted(reports), lambda index: self.worker_report(n, index, reports[index]))
 
     def stacks(self, n: int, stacks: Mapping[int, str]) -> None:
         """Keep what the workers of attempt n, by process index, did when it hung."""
@@ -223,8 +218,7 @@ class RunRecord:
             name = f"{self.name}/attempts/{n:05d}/stacks/{index:05d}"
             self.store.create(name, stacks[index].encode())
 
-        with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
-            list(pool.map(keep, stacks))
+        _for_each(stacks, keep)
 
     def stacks_location(self, n: int) -> str:
         """Where `stacks` keeps them: an absolute path or a `gs://` URL."""
@@ -434,3 +428,13 @@ class RunRecord:
         if name not in self._warned:
             self._warned.add(name)
             logger.warning("%s/%s %s", self.store.url, name, problem)
+
+
+def _for_each(indices: Iterable[int], write: Callable[[int], None]) -> None:
+    """Write several facts side by side; after one has failed no more are begun."""
+    with ThreadPoolExecutor(PARALLEL_WRITES) as pool:
+        try:
+            list(pool.map(write, indices))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
