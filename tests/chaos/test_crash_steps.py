@@ -263,18 +263,38 @@ def assert_verifies(location: str) -> None:
     assert said.exit_code == 0, said.output
 
 
-def assert_nothing_lost(
-    here: Site, gang: Hosts, calm: Calm, location: str, there: set[str]
-) -> None:
-    """What was in the bucket still is, is sound, and is all that a new launch needs."""
-    assert_verifies(location)
-    assert there <= sound_entries(location)
-    gang.empty()
-    again = launch(here, gang, location)
-    assert again.exit_code == 0, again.shown
-    assert losses(again) == [calm.loss] * 2, again.shown
-    assert compiled(again) == {"unkept"}, again.shown
-    here.assert_clean(5.0)
+@dataclass(frozen=True)
+class Scene:
+    """The gang's hosts, a site for its runs, and an empty location."""
+
+    here: Site
+    gang: Hosts
+    crash: Crash
+    calm: Calm
+    location: str
+
+    def start(self, step: str, location: str, *, hold: bool) -> Launched:
+        """Launch the job; a process of it dies at the step."""
+        self.crash.arm(step, hold=hold)
+        return self.here.start_launch(
+            "job.yaml", f"cache.location={location}", env=self.gang.environ
+        )
+
+    def assert_nothing_lost(self, location: str, there: set[str]) -> None:
+        """What was in the bucket still is, is sound, and is all that a new launch needs."""
+        assert_verifies(location)
+        assert there <= sound_entries(location)
+        self.gang.empty()
+        again = launch(self.here, self.gang, location)
+        assert again.exit_code == 0, again.shown
+        assert losses(again) == [self.calm.loss] * 2, again.shown
+        assert compiled(again) == {"unkept"}, again.shown
+        self.here.assert_clean(5.0)
+
+
+@pytest.fixture
+def scene(here: Site, gang: Hosts, crash: Crash, calm: Calm, proxy: GcsProxy, bucket: str) -> Scene:
+    return Scene(here, gang, crash, calm, f"{bucket}/cache")
 
 
 def params(steps: list[str]) -> list[object]:
@@ -286,18 +306,12 @@ DRIVER = [step for step in STEPS if step.startswith("driver: ")]
 
 @pytest.mark.parametrize("step", params([step for step in STEPS if step not in DRIVER]))
 def test_crash_in_the_gang_the_next_attempt_ends_right_and_nothing_stored_is_lost(
-    here: Site,
-    gang: Hosts,
-    crash: Crash,
-    calm: Calm,
-    proxy: GcsProxy,
-    bucket: str,
-    step: str,
+    scene: Scene, step: str
 ) -> None:
-    location = calm.location if step.startswith("reading ") else f"{bucket}/cache"
-    crash.arm(step, hold=step not in UNHELD)
-    launched = here.start_launch("job.yaml", f"cache.location={location}", env=gang.environ)
-    _, died_at = crash.wait(launched)
+    here, calm = scene.here, scene.calm
+    location = calm.location if step.startswith("reading ") else scene.location
+    launched = scene.start(step, location, hold=step not in UNHELD)
+    _, died_at = scene.crash.wait(launched)
     there = sound_entries(location)
     launched.wait_for("attempt 2 started", AGAIN_S)
     assert launched.at_s("attempt 2 started") - died_at < AGAIN_S
@@ -306,23 +320,16 @@ def test_crash_in_the_gang_the_next_attempt_ends_right_and_nothing_stored_is_los
     assert finished.exit_code == 0, finished.shown
     assert losses(finished)[-2:] == [calm.loss] * 2, finished.shown
     assert "not all that was compiled" not in finished.stderr, finished.shown
-    assert_nothing_lost(here, gang, calm, location, there)
+    scene.assert_nothing_lost(location, there)
 
 
 @pytest.mark.parametrize("step", params(DRIVER))
 def test_crash_of_the_driver_leaves_nothing_and_restart_completes_the_run(
-    here: Site,
-    gang: Hosts,
-    crash: Crash,
-    calm: Calm,
-    proxy: GcsProxy,
-    bucket: str,
-    step: str,
+    scene: Scene, step: str
 ) -> None:
-    location = f"{bucket}/cache"
-    crash.arm(step, hold=step in HELD)
-    launched = here.start_launch("job.yaml", f"cache.location={location}", env=gang.environ)
-    crash.wait(launched)
+    here, calm, location = scene.here, scene.calm, scene.location
+    launched = scene.start(step, location, hold=step in HELD)
+    scene.crash.wait(launched)
     launched.popen.wait()
     here.assert_clean(GONE_S)
     there = sound_entries(location)
@@ -331,7 +338,7 @@ def test_crash_of_the_driver_leaves_nothing_and_restart_completes_the_run(
         location = calm.location  # as nothing was compiled
     else:
         [run] = here.run_names()
-        finished = here.run("restart", run, "--address", here.address, env=gang.environ)
+        finished = here.run("restart", run, "--address", here.address, env=scene.gang.environ)
         if step == "driver: run ended":
             assert finished.exit_code == 2, finished.shown
             assert f"run {run} is done; launch the job anew instead" in finished.stderr
@@ -340,7 +347,7 @@ def test_crash_of_the_driver_leaves_nothing_and_restart_completes_the_run(
             assert losses(finished) == [calm.loss] * 2, finished.shown
             here.assert_clean(5.0)
         assert here.report(run)["state"] == "done"
-    assert_nothing_lost(here, gang, calm, location, there)
+    scene.assert_nothing_lost(location, there)
 
 
 def head_of(cluster: RayAt) -> int:
