@@ -126,6 +126,8 @@ def explain_recorded(
             if location not in listings:
                 listings[location] = list(listed(store))
             listing = listings[location]
+            stored = _first_stored(listing)
+            made = made_by(attempt.attempt, asked)
             own = asked.get(attempt.attempt, ())
             keys, told = [p.key for p in own], [p.key for p in own if p.parts]
             for module in sorted(missed | shared):
@@ -135,7 +137,7 @@ def explain_recorded(
                     seal,
                     always=keys,
                     unread=told,
-                    before=_latest(module, own, made_by(attempt.attempt, asked), listing),
+                    before=_latest(module, own, made, stored),
                     listing=listing,
                 )
     except (CacheError, UsageError) as error:
@@ -146,16 +148,24 @@ def explain_recorded(
     return {"location": location, "recorded": known, "problem": problem or None, **explained}
 
 
+def _first_stored(listing: Sequence[Listed]) -> dict[str, Moment]:
+    """When each entry of a cache, or its first replacement, was stored; by the entry's name."""
+    stored: dict[str, Moment] = {}
+    for stat, _, _ in sorted(listing, key=lambda one: moment(one[0])):
+        stored.setdefault(stat.name.partition("~")[0], moment(stat))
+    return stored
+
+
 def _latest(
-    module: str, own: Sequence[AskedProgram], made: Collection[str], listing: Sequence[Listed]
+    module: str,
+    own: Sequence[AskedProgram],
+    made: Collection[str],
+    stored: Mapping[str, Moment],
 ) -> Moment | None:
     """From here on no entry of the module is earlier than what the attempt compiled of it.
 
     None where that is not known.
     """
-    stored: dict[str, Moment] = {}
-    for stat, _, _ in sorted(listing, key=lambda one: moment(one[0])):
-        stored.setdefault(stat.name.partition("~")[0], moment(stat))
     first = min((stored[n] for n in map(entry_name, made) if n in stored), default=None)
     ends = [stored.get(entry_name(p.key), first) for p in own if p.missed and p.module == module]
     known = [end for end in ends if end is not None]

@@ -77,7 +77,6 @@ class MetadataWatch:
     def _run(self) -> None:
         import http.client  # of use on Google's machines alone, and slow to import
 
-        answer = None
         for pause_s in _RETRY_S:  # it may not answer yet in a pod's first seconds
             try:
                 answer = self._get("/", _PROBE_S)
@@ -86,7 +85,7 @@ class MetadataWatch:
                 logger.info("no metadata server at %s: %s", self._address, error)
                 if self._over.wait(pause_s):
                     return
-        if answer is None:
+        else:
             logger.warning("no metadata server at %s: it gives no notices", self._address)
             return
         if answer.getheader("Metadata-Flavor") != "Google":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -59,7 +59,8 @@ def pin(
 
     store = open_location(location)
     seal = open_seal(store, signing_key_file)
-    names, source, run, absent = _named(store, seal, keys, run, run_dirs)
+    meant = _named(store, seal, keys, run, run_dirs)
+    names, source, run = meant.names, meant.source, meant.run
     user = OwnerIdentity.of_this_process().user
     facts = pins.PinFacts(f"{user}@{socket.gethostname()}", time.time(), why)
     sealed = SealedStore(store, seal)
@@ -72,8 +73,8 @@ def pin(
         pins.unpin(store, name, source)
     pinned = [name for name in names if name in there]
     new = sum(created[name] for name in pinned)
-    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost, absent=absent)
-    sys.exit(_PROBLEMS if lost or absent else 0)
+    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost, absent=meant.absent)
+    sys.exit(_PROBLEMS if lost or meant.absent else 0)
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart cache unpin jit_step-14ac577c\n"
@@ -104,15 +105,24 @@ def unpin(
             stat.name.split("/")[2] for stat in found if store.delete(stat.name, stat.generation)
         ]
     else:
-        names, source, run, _ = _named(
-            store, open_seal(store, signing_key_file), keys, run, run_dirs, verb="unpin"
-        )
+        seal = open_seal(store, signing_key_file)
+        meant = _named(store, seal, keys, run, run_dirs, verb="unpin")
+        names, source, run = meant.names, meant.source, meant.run
         unpinning = in_order(lambda name: pins.unpin(store, name, source), names)
         gone = [name for name, was in zip(names, unpinning, strict=True) if was]
     if as_json:
         click.echo(json.dumps({"location": store.url, "run": run, "unpinned": gone}, indent=2))
     else:
         click.echo(f"{store.url}: {len(gone)} unpinned" + (f" of run {run}" if run else ""))
+
+
+class _Meant(NamedTuple):
+    """Names of entries, the source of their pins, the run; what that asked for and isn't there."""
+
+    names: list[str]
+    source: str
+    run: str | None
+    absent: list[str]
 
 
 def _named(
@@ -122,11 +132,8 @@ def _named(
     run: str | None,
     run_dirs: tuple[str, ...],
     verb: str = "pin",
-) -> tuple[list[str], str, str | None, list[str]]:
-    """The names of the entries that are meant, the source of their pins, and the run.
-
-    Last, those that the run asked for and that are not there.
-    """
+) -> _Meant:
+    """Raises `UsageError`."""
     from hotstart.cache import pins
     from hotstart.launcher.errors import UsageError
 
@@ -135,7 +142,7 @@ def _named(
     if run is None:
         from hotstart.launcher.find_entry import find_one
 
-        return [find_one(store, key) for key in keys], pins.BY_KEY, None, []
+        return _Meant([find_one(store, key) for key in keys], pins.BY_KEY, None, [])
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
     from hotstart.launcher.run_needs import needed_by, needs_of_run
@@ -154,7 +161,8 @@ def _named(
             f"run {needs.run} in {needs.run_dir} asked for {len(needs.keys)} programs, of which "
             f"none is in {store.url}; name its cache with --location"
         )
-    return names, pins.source_of_run(needs.run), needs.run, [n for n in wanted if n not in there]
+    absent = [name for name in wanted if name not in there]
+    return _Meant(names, pins.source_of_run(needs.run), needs.run, absent)
 
 
 def _tell_pins(

@@ -42,6 +42,7 @@ from hotstart.launcher.submitted import RUN_NAME_VARIABLE, SUBMISSION_VARIABLE
 
 _STOP_WAIT_S = 10
 
+_SECRET_FILES = (KEY_FILE_VARIABLE, "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_TOKEN_PATH")
 _LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
@@ -231,9 +232,6 @@ def _check_needed(job: LoadedJob, files: SentFiles) -> None:
                 f"!/{path.relative_to(files.folder).as_posix()} in "
                 f"{files.folder / '.hotstartignore'}"
             )
-
-
-_SECRET_FILES = (KEY_FILE_VARIABLE, "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_TOKEN_PATH")
 
 
 def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:

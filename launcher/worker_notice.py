@@ -160,23 +160,18 @@ class WorkerNotice:
             threading.Thread(target=self._heard_signal, args=(number,), daemon=True).start()
 
     def _heard_signal(self, number: int) -> None:
-        if number != signal.SIGTERM or self._is_stopping.is_set():
-            return
-        if self._has_own_handler():  # it runs now, so at once; the agent knows its own signals
-            with self._lock:
-                if self._has_signal.is_set():
-                    return
-                self._has_signal.set()
-            if not self._is_told:
-                self._is_told = self._is_told_by_signal = True
-            self._send({"sigterm": True})
-            return
-        if self._is_stopping.wait(_TOLD_FIRST_S):
+        has_own = self._has_own_handler()
+        # The program's own handler runs now, so no waiting; the agent drops its own signals.
+        wait_s = 0.0 if has_own else _TOLD_FIRST_S
+        if number != signal.SIGTERM or self._is_stopping.wait(wait_s):
             return
         with self._lock:
             if self._has_signal.is_set():
                 return
             self._has_signal.set()
-        if self._process_count == 1 and not self._listens() and self._jax_handler is None:
+        if has_own:
+            if not self._is_told:
+                self._is_told = self._is_told_by_signal = True
+        elif self._process_count == 1 and not self._listens() and self._jax_handler is None:
             self._end()
         self._send({"sigterm": True})

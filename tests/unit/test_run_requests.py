@@ -227,6 +227,8 @@ def test_job_with_a_checkpoint_to_resume_from_takes_it_from_here(
                                 "gs://bucket/prefix"),
         ("workers=0", "command line: workers: expected a whole number of at least 1, got 0"),
         ("workers", "command line: expected key=value, got 'workers'"),
+        ("cache.signing_key_file=gs://b/c", "command line: cache.signing_key_file: expected a file "
+                                            "of each host, got 'gs://b/c'"),
         ("resume.if_exists=gs://b/c", "command line: resume.if_exists: expected a path of each "
                                       "host, got 'gs://b/c'"),
     ],
