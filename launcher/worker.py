@@ -33,6 +33,7 @@ from hotstart.launcher import context, stacks, standby, worker_facts
 from hotstart.launcher.agent_resolver import AgentResolver, asked_of
 from hotstart.launcher.channel import Channel
 from hotstart.launcher.environ import VISIBLE_GPUS
+from hotstart.launcher.garbage import HeldBack
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preflight import stages_before_user_code
 from hotstart.launcher.program import print_traceback, run_program
@@ -53,6 +54,7 @@ def main() -> None:
     """Run one worker; does not return where the program ends the process itself."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    garbage = HeldBack()
     channel = Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_FD))))
     messages = iter(channel)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
@@ -83,8 +85,9 @@ def main() -> None:
         _prepare(plan, keyring, progress, channel, agent, failed_exit, notice)
         if stages_before_user_code(plan.attempt.cache):
             agent.may_go_on.wait()  # for as long as it takes: who refuses ends this process
-        context._reporter = _reporter(progress)
+        context._reporter = _reporter(progress, garbage)
         context._notice = notice
+        garbage.freeze()
         progress.reached("user_code")
         run_program(plan.attempt.program)
         failed = False
@@ -220,7 +223,7 @@ def _enable_cache(
         ).start()
 
 
-def _reporter(progress: Progress) -> Callable[[int], None]:
+def _reporter(progress: Progress, garbage: HeldBack) -> Callable[[int], None]:
     """What `context.step` calls; what was loaded ahead for nothing goes a while after step 1."""
 
     from hotstart.cache import active
@@ -234,6 +237,7 @@ def _reporter(progress: Progress) -> Callable[[int], None]:
         progress.step(number)
         if first.acquire(blocking=False):  # never released
             active.stepped()
+            garbage.let_go()
             timer = threading.Timer(_DROP_AHEAD_S, drop)
             timer.daemon = True
             timer.start()
