@@ -105,7 +105,7 @@ class _Found:
                 count = len(self.causes) + len(self.follows)
                 step()
                 if count == len(self.causes) + len(self.follows):
-                    self._unknown(component)
+                    self._unread(component)
         if not (before.complete and after.complete) and not components:
             self._unknown("something that hotstart does not know of")
 
@@ -181,20 +181,20 @@ class _Found:
 
     def _options(self) -> None:
         before, after = self._before.options, self._after.options
+        changed = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
         flags = {c.subject.lstrip("-") for c in self.causes if c.kind == "flag"}
-        flags |= {
-            name.removeprefix("override.")
-            for name in {*before, *after}
-            if name.startswith("override.") and before.get(name) != after.get(name)
-        }
+        flags |= {n.removeprefix("override.") for n in changed if n.startswith("override.")}
+        # Some flags set an option of another name.
+        renamed = any(f"debug.{flag}" not in {*before, *after} for flag in flags)
+        settings = {c.subject.removeprefix("jax_") for c in self.causes if c.kind == "jax_config"}
         shaped = any(cause.component == "computation" for cause in (*self.causes, *self.follows))
-        for name in sorted({*before, *after}):
+        for name in changed:
             was, now = before.get(name), after.get(name)
-            if was == now:
-                continue
             leaf = name.rpartition(".")[2] if not name.endswith("...") else name
             follows = (
                 (name.startswith("debug.") and leaf in flags)
+                or (name.startswith("debug.") and renamed and leaf not in _BY_JAX)
+                or leaf in settings
                 or (name == _OTHER_PLATFORM and any("gpu" in flag for flag in flags))
                 or (name.startswith("debug.") and self._other_defaults)
                 or (leaf in _BY_DEVICES and (self._fewer_devices or self._is_placed()))
@@ -227,6 +227,15 @@ class _Found:
     ) -> None:
         self.causes.append(Cause(kind, component, subject, was, now, _changed(subject, was, now)))
 
+    def _unread(self, component: str) -> None:
+        """A component differs, and what was recorded of it reads the same."""
+        flags = [c.subject for c in self.causes if c.kind == "flag" and c.subject in _FOR_PROCESSOR]
+        if component == "devices" and flags:
+            text = f"what an executable may use of the processor differs, as {flags[0]} says"
+            self.follows.append(Cause("devices", component, "the processor", None, None, text))
+        else:
+            self._unknown(component)
+
     def _unknown(self, component: str) -> None:
         text = f"{component} differs, in what can't be read from what was recorded"
         self.causes.append(Cause("unknown", component, component, None, None, text))
@@ -242,11 +251,21 @@ _DEVICE_NAMES = {
     "places": "the devices' places in the topology",
 }
 _BY_DEVICES = ("num_partitions", "num_replicas", "device_assignment")
+# Flags that decide what XLA takes for the processor's features, which are in the topology's digest.
+_FOR_PROCESSOR = ("--xla_cpu_max_isa", "--xla_cpu_prefer_vector_width")
+# JAX sets these by its own settings (`compiler.get_compile_options`).
+_BY_JAX = (
+    "xla_backend_optimization_level",
+    "xla_disable_hlo_passes",
+    "xla_llvm_disable_expensive_passes",
+    "xla_test_all_input_layouts",
+)
 _BY_PROGRAM = (
     "allow_spmd_sharding_propagation_to_output",
     "allow_spmd_sharding_propagation_to_parameters",
     "argument_layouts",
     "result_layout",
+    "xla_detailed_logging",  # for programs of some size
 )
 # A function is traced anew for another value of these, and its program is the same: checks, where
 # it runs, and what goes into the compile options, whose own component shows it.

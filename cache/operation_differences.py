@@ -37,6 +37,11 @@ _WITH_CLASS = {  # an integer's division is not a float's
     for name in ("sign", "select", "compare", "and", "or", "not", "divide", "remainder", "floor")
 }
 _WITH_SHARDING = frozenset(_PLUMBING) | {"stablehlo.custom_call"}
+_MANUAL = re.compile(
+    r"sdy\.manual_computation\(.*?\) in_shardings=\[(.*?)\] out_shardings=\[(.*?)\] "
+    r"manual_axes=(\{.*?\})"
+)
+_CONSTRAINT = re.compile(r"sdy\.sharding_constraint % (<.*>) :")
 _PRECISION = re.compile(r", precision = \[[^\]]*\]")
 
 
@@ -53,6 +58,28 @@ def without_precision(program: ProgramText) -> ProgramText:
     return replace(program, lines=dict(lines))
 
 
+def inner_shardings(
+    before: ProgramText, after: ProgramText, *, follows: bool = False
+) -> Iterator[Change]:
+    """The specs of `shard_map` and of sharding constraints, which stand in the operations."""
+    gone, new = (_specs(lines) for lines in _only(before, after))
+    for name in sorted({*gone} & {*new}):
+        was, now = (", ".join(sorted(found[name])) for found in (gone, new))
+        text = f"the sharding that {name} asks for is {now} and was {was}"
+        yield Change("sharding", name, was, now, text, follows)
+
+
+def _specs(lines: Counter[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        if match := _MANUAL.search(line):
+            spec = f"in [{match[1]}], out [{match[2]}] over {match[3]}"
+            found.setdefault("shard_map", set()).add(spec)
+        elif match := _CONSTRAINT.search(line):
+            found.setdefault("a sharding constraint", set()).add(match[1])
+    return found
+
+
 def code(
     before: ProgramText,
     after: ProgramText,
@@ -66,11 +93,15 @@ def code(
         if before.meshes != after.meshes and not signature:
             was, now = _meshes(before), _meshes(after)
             text = f"the mesh is {now} and was {was}"
-            yield Change("sharding", "the mesh", was, now, text, other_devices)
+            yield Change("sharding", "the mesh", was, now, text, other_devices or other_tracing)
         elif not signature and not other_devices and not other_tracing:
             yield _unread("its operations read the same: a large constant or metadata differs")
         return
     gone, new = _only(before, after)
+    if {*_specs(gone)} & {*_specs(new)}:  # told already
+        gone, new = (_without_specs(lines) for lines in (gone, new))
+        if not gone and not new:
+            return
     free = _free(signature, pairs, other_devices)
     unbidden = {
         name
@@ -107,6 +138,10 @@ def code(
     yield Change("code", "the operations", _shown(gone) or None, _shown(new) or None, text, follows)
 
 
+def _without_specs(lines: Counter[str]) -> Counter[str]:
+    return Counter({line: n for line, n in lines.items() if not line.startswith("% = sdy.")})
+
+
 def _telling(lines: Counter[str], kinds: Collection[str]) -> Counter[str]:
     return Counter(
         {
@@ -130,6 +165,8 @@ def _free(
     free: frozenset[str] = frozenset()
     if "shape" in signature:
         free |= _WITH_SHAPE
+        if any(bool(p.before.shape) != bool(p.after.shape) for p in pairs):
+            free |= {"stablehlo.convert"}  # a plain number's type yields to that of an array
     if "dtype" in signature:
         free |= _WITH_DTYPE
         if any(_class(p.before.dtype) != _class(p.after.dtype) for p in pairs):

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from hotstart.cache.operation_differences import PLAIN_SETTINGS, code, without_precision
+from hotstart.cache.operation_differences import (
+    PLAIN_SETTINGS,
+    code,
+    inner_shardings,
+    without_precision,
+)
 from hotstart.cache.program_text import ProgramText
 from hotstart.cache.signature_differences import (
     Change,
@@ -40,11 +45,16 @@ def compare_programs(
     pairs, changes = paired(before.arguments, after.arguments)
     changes += types(pairs)
     changes += donation(pairs, before, after)
-    changes += shardings(pairs, before, after, other_devices)
+    other_notation = "jax_use_shardy_partitioner" in settings
+    changes += shardings(pairs, before, after, other_devices, other_notation)
     changes += layouts(pairs)
-    signature = {change.kind for change in changes if not change.follows}
-    changes += results(before, after, signature, other_devices)
-    signature = {change.kind for change in changes if not change.follows}
+    inner = list(inner_shardings(before, after, follows=other_notation))
+    changes += inner
+    # With shard_map's specs changes what one device sees of an argument.
+    local: set[ChangeKind] = {"shape"} if inner else set()
+    signature = {change.kind for change in changes if not change.follows} | local
+    changes += results(before, after, signature, other_devices or other_notation)
+    signature = {change.kind for change in changes if not change.follows} | local
     other_tracing = other_jax or bool({*settings} - PLAIN_SETTINGS)
     if {*settings} & PLAIN_SETTINGS and before.lines != after.lines:
         before, after = without_precision(before), without_precision(after)

@@ -138,8 +138,13 @@ def _is_donated(value: Value) -> bool:
 
 
 def shardings(
-    pairs: Sequence[Pair], before: ProgramText, after: ProgramText, other_devices: bool
+    pairs: Sequence[Pair],
+    before: ProgramText,
+    after: ProgramText,
+    other_devices: bool,
+    other_notation: bool,
 ) -> Iterator[Change]:
+    """With `other_notation` the two are written in languages that are not compared here."""
     found: dict[tuple[ChangeKind, str | None, str | None, bool], list[str]] = {}
     for pair in pairs:
         was, now = sharding(pair.before, before), sharding(pair.after, after)
@@ -148,8 +153,8 @@ def shardings(
         kind: ChangeKind = "sharding"
         if None in (was, now) and not _splits((was or now or "").partition(" with ")[0]):
             kind = "committed"
-        follows = other_devices and was and now and pattern(was) == pattern(now)
-        found.setdefault((kind, was, now, bool(follows)), []).append(pair.label)
+        same = other_notation or (other_devices and pattern(was or "") == pattern(now or ""))
+        found.setdefault((kind, was, now, bool(was and now and same)), []).append(pair.label)
     for (kind, was, now, follows), labels in found.items():
         which = _arguments(labels)
         if kind == "committed":
@@ -209,16 +214,17 @@ def layouts(pairs: Sequence[Pair]) -> Iterator[Change]:
 def results(
     before: ProgramText, after: ProgramText, signature: set[ChangeKind], other_devices: bool
 ) -> Iterator[Change]:
-    typed = bool(signature & {"dtype", "shape", "arguments"})
+    infos = [[r.attributes.get("jax.result_info") for r in p.results] for p in (before, after)]
+    typed = bool(signature & {"dtype", "shape", "arguments"}) or infos[0] != infos[1]
     if len(before.results) != len(after.results):
         counts = str(len(before.results)), str(len(after.results))
         text = f"the program has {counts[1]} results and had {counts[0]}"
         yield Change("code", "the results", *counts, text, "arguments" in signature)
         return
     for i, (was, now) in enumerate(zip(before.results, after.results, strict=True)):
-        # Without another argument it comes from a value that is not one, such as a static size.
         for change in types([Pair(i, was, now)], "result"):
-            yield replace(change, follows=typed)
+            text = f"{change.text}, with the same arguments: by a static value, or by the code"
+            yield replace(change, follows=True) if typed else replace(change, text=text)
         shardings = sharding(was, before), sharding(now, after)
         if shardings[0] != shardings[1]:
             text = (

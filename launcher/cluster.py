@@ -58,8 +58,8 @@ def connect(
     start` has started on this machine, else starts Ray here with at least the resources
     `needed`; `local` always starts it here. Blocks for some seconds; a signal that makes
     `is_interrupted` true breaks that off, and then there is no connection in the block. Raises
-    `ClusterUnreachable`, and `UsageError` where Ray is started here and this host lacks what is
-    `needed`.
+    `ClusterUnreachable`, also where Ray can't be started, and `UsageError` where it is started here
+    and this host lacks what is `needed`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -238,15 +238,21 @@ def _start_here(guard: Guard, options: Mapping[str, Any], needed: Mapping[str, f
     # What Ray can detect is left to it: a resource that is claimed here does not come to exist.
     custom = {k: v for k, v in needed.items() if k not in ("CPU", "GPU", "TPU", "memory")}
     with _own_token(Path(folder, "auth_token")):
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, int(-(-needed.get("CPU", 0) // 1))),
-            resources=custom or None,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **options,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(-(-needed.get("CPU", 0) // 1))),
+                resources=custom or None,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=folder,
+                **options,
+            )
+        except Exception as error:
+            raise ClusterUnreachable(
+                f"Ray could not be started on this machine: {first_line(error).rstrip('.')}; where it "
+                "is only busy, try again, or start Ray beforehand (`ray start --head`)"
+            ) from error
 
 
 @contextlib.contextmanager

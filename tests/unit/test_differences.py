@@ -140,7 +140,8 @@ def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> 
         (
             text(result="tensor<9x4xf32>"),
             "shape",
-            "the shape of result 0 is [9,4] and was [8,4]",
+            "the shape of result 0 is [9,4] and was [8,4], with the same arguments: by a static "
+            "value, or by the code",
         ),
         (
             text(body=BODY.replace("tanh", "sine")),
@@ -287,3 +288,95 @@ def test_nearest_takes_fewest_components_then_fewest_things_then_the_latest() ->
     assert beside is not None
     assert beside.known.key == "k1"
     assert nearest(target, known[3:]) is None
+
+
+def test_compare_flag_with_an_option_of_another_name_is_one_cause() -> None:
+    before = described(options={**described().options, "debug.xla_cpu_scheduler_type": "MEMORY"})
+    after = described(
+        flags={"XLA_FLAGS": ["--xla_cpu_enable_concurrency_optimized_scheduler=false"]},
+        options={**described().options, "debug.xla_cpu_scheduler_type": "DEFAULT"},
+    )
+    found = compare(before, after)
+    assert [c.kind for c in found.causes] == ["flag"]
+    assert [c.subject for c in found.follows] == ["debug.xla_cpu_scheduler_type"]
+
+
+def test_compare_flag_for_the_processor_is_the_cause_of_other_devices() -> None:
+    before = described()
+    after = described(flags={"XLA_FLAGS": ["--xla_cpu_max_isa=AVX2"]})
+    after = replace(after, digests={**after.digests, "devices": "other"})
+    found = compare(before, after)
+    assert [c.subject for c in found.causes] == ["--xla_cpu_max_isa"]
+    assert [c.text for c in found.follows] == [
+        "what an executable may use of the processor differs, as --xla_cpu_max_isa says"
+    ]
+
+
+def test_compare_what_jax_sets_by_the_size_of_a_program_follows_from_it() -> None:
+    half = text(first="tensor<8x4xf16>", result="tensor<8x4xf16>")
+    options = {**described().options, "debug.xla_detailed_logging": "true"}
+    found = compare(described(), described(half, options=options))
+    assert [c.kind for c in found.causes] == ["dtype"]
+    assert "debug.xla_detailed_logging" in [c.subject for c in found.follows]
+
+
+def test_compare_other_partitioner_is_the_cause_of_shardings_in_its_language() -> None:
+    shardy = ' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}'
+    gspmd = ' {mhlo.sharding = "{devices=[2,1]<=[2]}"}'
+    setting = "jax_use_shardy_partitioner"
+    before = described(
+        text(attributes=shardy, mesh=MESH),
+        settings={setting: "True"},
+        options={**described().options, "build.use_shardy_partitioner": "True"},
+    )
+    after = described(
+        text(attributes=gspmd),
+        settings={setting: "False"},
+        options={**described().options, "build.use_shardy_partitioner": "False"},
+    )
+    found = compare(before, after)
+    assert [(c.kind, c.subject) for c in found.causes] == [("jax_config", setting)]
+    assert "build.use_shardy_partitioner" in [c.subject for c in found.follows]
+
+
+MANUAL = """    %0 = sdy.manual_computation(%arg0) in_shardings=[<@mesh, [{{{spec}}}]>] \
+out_shardings=[<@mesh, [{{}}, {{}}]>] manual_axes={{"d"}} (%arg2: {local}) {{
+      %2 = stablehlo.tanh %arg2 : {local}
+      sdy.return %2 : {local}
+    }} : (tensor<8x4xf32>) -> {local}
+"""
+
+
+def manual(spec: str, local: str) -> str:
+    body = MANUAL.format(spec=spec, local=local).replace("{", "{{").replace("}", "}}")
+    return text(body=body, result=local, mesh=MESH)
+
+
+def test_compare_specs_of_shard_map_are_the_cause_of_other_local_shapes() -> None:
+    before = manual('{"d"}, {}', "tensor<4x4xf32>")
+    after = manual('{}, {"d"}', "tensor<8x2xf32>")
+    found = compare(described(before), described(after))
+    assert [(c.kind, c.subject) for c in found.causes] == [("sharding", "shard_map")]
+    assert '{"d"}, {}' in (found.causes[0].before or "")
+    assert '{}, {"d"}' in (found.causes[0].after or "")
+
+
+def test_compare_results_that_change_places_are_code() -> None:
+    def two(first: str, second: str, names: str) -> str:
+        one, other = names
+        results = (
+            f'tensor<{first}> {{{{jax.result_info = "{one}"}}}}, '
+            f'tensor<{second}> {{{{jax.result_info = "{other}"}}}}'
+        )
+        return text(result=results.replace("{{", "{").replace("}}", "}"))
+
+    found = compare(described(two("f32", "7x5xf32", "ab")), described(two("7x5xf32", "f32", "bc")))
+    assert {c.kind for c in found.causes} == {"code"}
+    assert {c.kind for c in found.follows if c.subject.startswith("result")} == {"shape"}
+
+
+def test_compare_number_that_became_an_array_is_a_shape_alone() -> None:
+    convert = "    %2 = stablehlo.convert %arg0 : {type}\n"
+    before = text(first="tensor<f32>", body=BODY + convert)
+    after = text(first="tensor<6xf32>")
+    assert [kind for kind, _ in named(described(before), described(after))] == ["shape"]
