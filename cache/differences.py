@@ -7,11 +7,12 @@ a cause (more devices make more partitions) is not a cause, but is kept beside t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hotstart.cache.description import COMPONENTS, Description
+from hotstart.cache.device_differences import compare_devices, placed_on, spans_otherwise
 from hotstart.cache.program_differences import compare_programs
 
 Kind = Literal[
@@ -130,11 +131,10 @@ class _Found:
         was, now = before.versions.get("jax"), after.versions.get("jax")
         if was != now:
             self._add("version", "computation", "jax", was, now)
-        for name in sorted({*before.settings} & {*after.settings}):
-            if name not in _INERT and before.settings[name] != after.settings[name]:
-                self._add(
-                    "jax_config", "computation", name, before.settings[name], after.settings[name]
-                )
+        for name in sorted(self._other_settings - _INERT):
+            self._add(
+                "jax_config", "computation", name, before.settings[name], after.settings[name]
+            )
         if before.program is None or after.program is None:
             self._unknown("computation")
             return
@@ -152,10 +152,7 @@ class _Found:
 
     def _devices(self) -> None:
         before, after = self._before.devices, self._after.devices
-        changed = [name for name in _DEVICE_NAMES if before.get(name) != after.get(name)]
-        placed = any(cause.kind in ("sharding", "committed") for cause in self.causes)
-        same_machine = before.get("all") == after.get("all")
-        if placed and same_machine and set(changed) <= {"count", "kinds", "share", "processes"}:
+        if self._is_placed(of_causes=True) and spans_otherwise(before, after):
             text = (
                 f"the program spans {after.get('count')} devices, not {before.get('count')}, as "
                 "its shardings say"
@@ -164,20 +161,10 @@ class _Found:
                 Cause("devices", "devices", "count", before.get("count"), after.get("count"), text)
             )
             return
-        # The kinds' counts, and each process's share, say the same once more.
-        if "count" in changed:
-            hidden = {"kinds", "share"} if _kinds(before) == _kinds(after) else {"share"}
-            changed = [name for name in changed if name not in hidden]
-        for name in changed:
-            subject = _DEVICE_NAMES[name]
-            was, now = before.get(name), after.get(name)
-            text = _changed(subject, was, now)
-            if name == "count":
-                text += _of_all(before, after)
-                text += _flags_outside(self._before.outside, self._after.outside)
-            if name == "processor":
-                was, now, text = _processors(was or "", now or "")
-            self.causes.append(Cause("devices", "devices", subject, was, now, text))
+        for change in compare_devices(before, after, (self._before.outside, self._after.outside)):
+            was, now = change.before, change.after
+            text = change.text or _changed(change.subject, was, now) + change.note
+            self.causes.append(Cause("devices", "devices", change.subject, was, now, text))
 
     def _options(self) -> None:
         before, after = self._before.options, self._after.options
@@ -198,15 +185,22 @@ class _Found:
                 or (name == _OTHER_PLATFORM and any("gpu" in flag for flag in flags))
                 or (name.startswith("debug.") and self._other_defaults)
                 or (leaf in _BY_DEVICES and (self._fewer_devices or self._is_placed()))
+                or (leaf == _PLACE and self._fewer_devices)
                 or (leaf in _BY_PROGRAM and shaped)
             )
-            text = f"compile option {_changed(name, was, now)}"
-            cause = Cause("compile_option", "compile options", name, was, now, text)
-            if leaf == "device_assignment" and not follows:
-                text = "the program runs on other devices of its process, or in another order"
-                cause = Cause("devices", "compile options", name, was, now, text)
-                if name.startswith("build."):
-                    continue
+            if leaf == _PLACE:
+                if name != leaf and before.get(leaf) != after.get(leaf):
+                    continue  # the same once more
+                was, now = placed_on(was), placed_on(now)
+                text = f"the program runs on devices {now} and ran on {was}"
+                cause = Cause("devices", "compile options", leaf, was, now, text)
+            elif (setting := f"jax_{leaf}") in self._other_settings and leaf not in settings:
+                was, now = (of.settings[setting] for of in (self._before, self._after))
+                text = _changed(setting, was, now)
+                cause = Cause("jax_config", "compile options", setting, was, now, text)
+            else:
+                text = f"compile option {_changed(name, was, now)}"
+                cause = Cause("compile_option", "compile options", name, was, now, text)
             (self.follows if follows else self.causes).append(cause)
 
     @property
@@ -215,8 +209,13 @@ class _Found:
         before, after = self._before.versions, self._after.versions
         return any(before.get(name) != after.get(name) for name in ("jax", "jaxlib"))
 
-    def _is_placed(self) -> bool:
-        found = (*self.causes, *self.follows)
+    @property
+    def _other_settings(self) -> set[str]:
+        before, after = self._before.settings, self._after.settings
+        return {name for name in {*before} & {*after} if before[name] != after[name]}
+
+    def _is_placed(self, *, of_causes: bool = False) -> bool:
+        found = self.causes if of_causes else (*self.causes, *self.follows)
         return any(cause.kind in ("sharding", "committed") for cause in found)
 
     def _text(self, kind: Kind, component: str, subject: str, was: str, now: str) -> None:
@@ -241,16 +240,8 @@ class _Found:
         self.causes.append(Cause("unknown", component, component, None, None, text))
 
 
-_DEVICE_NAMES = {
-    "platform": "the devices' platform",
-    "count": "the number of devices",
-    "kinds": "the kinds of devices",
-    "processes": "the number of processes",
-    "share": "the devices of each process",
-    "processor": "the processor",
-    "places": "the devices' places in the topology",
-}
-_BY_DEVICES = ("num_partitions", "num_replicas", "device_assignment")
+_BY_DEVICES = ("num_partitions", "num_replicas")
+_PLACE = "device_assignment"
 # Flags that decide what XLA takes for the processor's features, which are in the topology's digest.
 _FOR_PROCESSOR = ("--xla_cpu_max_isa", "--xla_cpu_prefer_vector_width")
 # JAX sets these by its own settings (`compiler.get_compile_options`).
@@ -308,35 +299,3 @@ def _changed(subject: str, was: str | None, now: str | None) -> str:
 
 def _quoted(value: str | None) -> str:
     return '""' if value == "" else str(value)
-
-
-def _kinds(devices: Mapping[str, str]) -> set[str]:
-    return {kind.partition(" x ")[2] for kind in devices.get("kinds", "").split(", ")}
-
-
-def _of_all(before: Mapping[str, str], after: Mapping[str, str]) -> str:
-    was, now = before.get("all"), after.get("all")
-    return f" (of {now} in all)" if was == now and now != after.get("count") else ""
-
-
-def _flags_outside(before: list[str], after: list[str]) -> str:
-    """Flags are not in the key that show in the devices."""
-    changes = [*_only(before, after, "no longer "), *_only(after, before, "")]
-    return f" ({'; '.join(changes)})" if changes else ""
-
-
-def _only(flags: list[str], others: list[str], word: str) -> Iterator[str]:
-    yield from (f"{word}{flag}" for flag in flags if flag not in others and "device" in flag)
-
-
-def _processors(was: str, now: str) -> tuple[str, str, str]:
-    """Model and features are long texts: only what differs."""
-    before, after = was.split(), now.split()
-    gone = [word for word in before if word not in set(after)]
-    new = [word for word in after if word not in set(before)]
-    text = "the processor's model or features differ, and executables are native code"
-    if gone:
-        text += f"; gone: {' '.join(gone[:20])}"
-    if new:
-        text += f"; new: {' '.join(new[:20])}"
-    return " ".join(gone), " ".join(new), text

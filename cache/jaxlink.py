@@ -330,6 +330,8 @@ _HASHES = {
     "_hash_serialized_compile_options": "compile options",
     "_hash_accelerator_config": "devices",
 }
+# Settings that go into the compile options, and not into tracing on JAX 0.10.
+_IN_OPTIONS = ("jax_optimization_level", "jax_memory_fitting_level")
 _MAX_NAMES = 100  # of arguments: each takes some microseconds of the thread that compiles
 _LARGE_CONSTANT = 16  # elements
 
@@ -466,9 +468,10 @@ class JaxReader:
         from jax._src import config
 
         if self._names is None:
+            names = dict.fromkeys((*config.trace_context_names(), *_IN_OPTIONS))
             self._names = tuple(
                 name
-                for name in config.trace_context_names()
+                for name in names
                 if isinstance(name, str) and name.startswith("jax_") and hasattr(jax.config, name)
             )
         return {name: getattr(jax.config, name) for name in self._names}

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from hotstart.cache.program_text import ProgramText, Value, operation_of
+from hotstart.cache.sharding_text import readable, readable_mesh
 from hotstart.cache.signature_differences import Change, ChangeKind, Pair
 
 _SHOWN = 6  # lines of operations
@@ -73,10 +74,11 @@ def _specs(lines: Counter[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for line in lines:
         if match := _MANUAL.search(line):
-            spec = f"in [{match[1]}], out [{match[2]}] over {match[3]}"
+            over = match[3].replace('"', "")
+            spec = f"in {readable(match[1])}, out {readable(match[2])} over {over}"
             found.setdefault("shard_map", set()).add(spec)
         elif match := _CONSTRAINT.search(line):
-            found.setdefault("a sharding constraint", set()).add(match[1])
+            found.setdefault("a sharding constraint", set()).add(readable(match[1]))
     return found
 
 
@@ -133,6 +135,8 @@ def code(
     )
     follows = other_tracing or not told
     text = text or "its operations have other types"
+    if not signature and {operation_of(line) for line in (*gone, *new)} == {"stablehlo.convert"}:
+        text += ": a number of Python's (weakly typed) became an array, or the other way round"
     if follows:
         text += " (which comes with the above; whether the code changed too does not show)"
     yield Change("code", "the operations", _shown(gone) or None, _shown(new) or None, text, follows)
@@ -252,7 +256,7 @@ def _is_made_of(value: float, sizes: set[int]) -> bool:
 
 
 def _meshes(program: ProgramText) -> str:
-    return ", ".join(sorted(program.meshes.values())) or "none"
+    return "; ".join(sorted(map(readable_mesh, program.meshes.values()))) or "none"
 
 
 def _shown(lines: Counter[str]) -> str:

@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import Literal
 
 from hotstart.cache.program_text import ProgramText, Value
+from hotstart.cache.sharding_text import readable, readable_mesh
 
 ChangeKind = Literal[
     "dtype", "shape", "arguments", "donation", "sharding", "committed", "layout", "code"
@@ -157,6 +158,7 @@ def shardings(
         found.setdefault((kind, was, now, bool(was and now and same)), []).append(pair.label)
     for (kind, was, now, follows), labels in found.items():
         which = _arguments(labels)
+        was, now = _readable(was), _readable(now)
         if kind == "committed":
             states = f"committed ({now or was})", "uncommitted"
             is_now, has_been = states if now else states[::-1]
@@ -181,6 +183,15 @@ def sharding(value: Value, program: ProgramText) -> str | None:
             axes = program.meshes.get(mesh[1], "") if mesh else ""
             return f"{text} with {axes}" if axes and axes != "[]" else text
     return None
+
+
+def _readable(sharding: str | None) -> str | None:
+    if sharding is None:
+        return None
+    if "<@empty_mesh, " in sharding:
+        return "to one device"
+    text, _, axes = sharding.partition(" with ")
+    return f"{readable(text)} over {readable_mesh(axes)}" if axes else readable(text)
 
 
 def _splits(sharding: str) -> bool:
@@ -215,7 +226,9 @@ def results(
     before: ProgramText, after: ProgramText, signature: set[ChangeKind], other_devices: bool
 ) -> Iterator[Change]:
     infos = [[r.attributes.get("jax.result_info") for r in p.results] for p in (before, after)]
-    typed = bool(signature & {"dtype", "shape", "arguments"}) or infos[0] != infos[1]
+    typed = bool(signature & {"dtype", "shape", "arguments"})
+    # With the same arguments another kind of operation is by the code.
+    typed |= infos[0] != infos[1] or before.operations != after.operations
     if len(before.results) != len(after.results):
         counts = str(len(before.results)), str(len(after.results))
         text = f"the program has {counts[1]} results and had {counts[0]}"
@@ -227,18 +240,20 @@ def results(
             yield replace(change, follows=True) if typed else replace(change, text=text)
         shardings = sharding(was, before), sharding(now, after)
         if shardings[0] != shardings[1]:
+            shown = _readable(shardings[0]), _readable(shardings[1])
             text = (
-                f"the sharding of result {i} is {shardings[1] or 'left to XLA'} and was "
-                f"{shardings[0] or 'left to XLA'}"
+                f"the sharding of result {i} is {shown[1] or 'left to XLA'} and was "
+                f"{shown[0] or 'left to XLA'}"
             )
             follows = bool(signature & {"sharding", "committed"}) or (
                 other_devices and pattern(shardings[0] or "") == pattern(shardings[1] or "")
             )
-            yield Change("sharding", f"result {i}", *shardings, text, follows)
+            yield Change("sharding", f"result {i}", *shown, text, follows)
         for name in ("jax.result_info", *_LAYOUTS):
             values = was.attributes.get(name), now.attributes.get(name)
             if values[0] != values[1]:
-                text = f"{name} of result {i} is {values[1]} and was {values[0]}"
+                is_now, has_been = (value or "not set" for value in values[::-1])
+                text = f"{name} of result {i} is {is_now} and was {has_been}"
                 kind: ChangeKind = "code" if name == "jax.result_info" else "layout"
                 yield Change(kind, f"result {i}", *values, text)
 

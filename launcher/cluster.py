@@ -250,8 +250,8 @@ def _start_here(guard: Guard, options: Mapping[str, Any], needed: Mapping[str, f
             )
         except Exception as error:
             raise ClusterUnreachable(
-                f"Ray could not be started on this machine: {first_line(error).rstrip('.')}; where it "
-                "is only busy, try again, or start Ray beforehand (`ray start --head`)"
+                f"Ray could not be started on this machine: {first_line(error).rstrip('.')}; where "
+                "it is only busy, try again, or start Ray beforehand (`ray start --head`)"
             ) from error
 
 

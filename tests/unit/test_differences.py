@@ -127,13 +127,12 @@ def test_compare_more_devices_takes_partitions_and_meshes_for_what_follows() -> 
         (
             text(attributes=' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}', mesh=MESH),
             "sharding",
-            'the sharding of argument 0 (w) is <@mesh, [{"d"}, {}]> with ["d"=2] and was none '
-            "(uncommitted)",
+            "the sharding of argument 0 (w) is P('d', None) over d=2 and was none (uncommitted)",
         ),
         (
             text(attributes=" {sdy.sharding = #sdy.sharding<@mesh, [{}, {}]>}", mesh=MESH),
             "committed",
-            'argument 0 (w) is committed (<@mesh, [{}, {}]> with ["d"=2]) and was uncommitted: '
+            "argument 0 (w) is committed (P(None, None) over d=2) and was uncommitted: "
             "restored arrays are committed, and so is what `device_put` or jit's `in_shardings` "
             "place",
         ),
@@ -357,8 +356,8 @@ def test_compare_specs_of_shard_map_are_the_cause_of_other_local_shapes() -> Non
     after = manual('{}, {"d"}', "tensor<8x2xf32>")
     found = compare(described(before), described(after))
     assert [(c.kind, c.subject) for c in found.causes] == [("sharding", "shard_map")]
-    assert '{"d"}, {}' in (found.causes[0].before or "")
-    assert '{}, {"d"}' in (found.causes[0].after or "")
+    assert found.causes[0].before == "in P('d', None), out P(None, None) over {d}"
+    assert found.causes[0].after == "in P(None, 'd'), out P(None, None) over {d}"
 
 
 def test_compare_results_that_change_places_are_code() -> None:
@@ -380,3 +379,64 @@ def test_compare_number_that_became_an_array_is_a_shape_alone() -> None:
     before = text(first="tensor<f32>", body=BODY + convert)
     after = text(first="tensor<6xf32>")
     assert [kind for kind, _ in named(described(before), described(after))] == ["shape"]
+
+
+def test_compare_other_number_of_all_devices_is_named_where_the_program_uses_some() -> None:
+    before = described()
+    flags = ["--xla_force_host_platform_device_count=8"]
+    after = described(devices={**before.devices, "all": "8"}, outside=flags)
+    assert named(before, after) == [
+        (
+            "devices",
+            "the number of all devices, of which the program uses some, is 8 and was 2 "
+            "(--xla_force_host_platform_device_count=8)",
+        )
+    ]
+
+
+def test_compare_operation_that_is_new_is_the_cause_of_a_result_of_another_shape() -> None:
+    turned = BODY + "    %2 = stablehlo.transpose %0, dims = [1, 0] : tensor<4x8xf32>\n"
+    found = compare(described(), described(text(body=turned, result="tensor<4x8xf32>")))
+    assert [c.kind for c in found.causes] == ["code"]
+    assert "transpose" in found.causes[0].text
+    assert [c.text for c in found.follows] == ["the shape of result 0 is [4,8] and was [8,4]"]
+
+
+def test_compare_other_devices_names_them_once_also_beside_a_sharding() -> None:
+    forth = "080110021a030a01001a030a0101"  # devices 0 and 1
+    back = "080110021a030a01011a030a0100"
+    sharded = ' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}'
+    turned = ' {sdy.sharding = #sdy.sharding<@mesh, [{}, {"d"}]>}'
+
+    def placed(attributes: str, assignment: str) -> Description:
+        options = {"device_assignment": assignment, "build.device_assignment": assignment}
+        return described(text(attributes=attributes, mesh=MESH), options=options)
+
+    assert named(placed(sharded, forth), placed(turned, back)) == [
+        (
+            "sharding",
+            "the sharding of argument 0 (w) is P(None, 'd') over d=2 and was P('d', None) over d=2",
+        ),
+        ("devices", "the program runs on devices [1, 0] and ran on [0, 1]"),
+    ]
+
+
+def test_compare_setting_of_jax_that_shows_in_the_options_is_told_by_its_name() -> None:
+    setting = "jax_optimization_level"
+    before = described(settings={setting: "UNKNOWN"})
+    after = described(
+        settings={setting: "O1"},
+        options={**described().options, "build.optimization_level": "19"},
+    )
+    assert named(before, after) == [
+        ("jax_config", "jax_optimization_level is O1 and was UNKNOWN"),
+    ]
+
+
+def test_compare_number_of_pythons_that_became_an_array_says_so() -> None:
+    convert = "    %2 = stablehlo.convert %arg0 : {type}\n"
+    [(kind, says)] = named(described(text(body=BODY + convert)), described())
+    assert kind == "code"
+    assert says.endswith(
+        ": a number of Python's (weakly typed) became an array, or the other way round"
+    )
