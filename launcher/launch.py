@@ -33,7 +33,6 @@ from hotstart.launcher.errors import (
     RecordUnreachable,
     UsageError,
 )
-from hotstart.launcher.facts import FinalState
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
@@ -42,7 +41,9 @@ from hotstart.launcher.ownership import FIRST_EPOCH, Ownership, take_ownership
 from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.record_patience import Patience
 from hotstart.launcher.recorded_job import RecordedJob
+from hotstart.launcher.run_end import record_end
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.stopping import stop_reason
 from hotstart.launcher.store_check import check_store
@@ -64,7 +65,6 @@ JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
 # The cluster's or the store's; whoever watches over the run tries again.
 _NOT_ITS_FAULT = (ClusterUnreachable, HostFailed, PlacementTimeout, RecordUnreachable)
-_FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
 
 class Run:
@@ -97,6 +97,7 @@ class Run:
         self._only_warm = only_warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
+        self._decided: GiveUp | None = None
 
     @property
     def name(self) -> str:
@@ -107,6 +108,11 @@ class Run:
     def superseded(self) -> bool:
         """Whether another driver has taken the run."""
         return self._ownership.superseded
+
+    @property
+    def exit_code(self) -> int:
+        """What to end with now: the run's own code once it is over, until then 130."""
+        return int(self._decided.exit_code if self._decided else ExitCode.INTERRUPTED)
 
     def interrupt(self) -> None:
         """End the run soon, as Ctrl-C does; safe in a signal handler."""
@@ -151,7 +157,7 @@ class Run:
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
-        live = Live(watcher)
+        live, patience = Live(watcher), Patience(tell=tell)
         self._ownership.keep(self.interrupt, on_stop=self._stop_asked, says=live.says)
         may_restart = False
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
@@ -170,6 +176,7 @@ class Run:
                     self._interrupted.is_set,
                     ahead=ahead,
                     doubt=self._ownership.doubt,
+                    patience=patience,
                 )
                 decision = loop.run()
             if self._only_warm and decision.exit_code == ExitCode.DONE:
@@ -189,9 +196,17 @@ class Run:
             may_restart = type(error).__module__.partition(".")[0] == "ray"  # its cluster went
             raise
         finally:
-            self._ownership.stop()
-            decision = self._explained(decision)
-            self._finish(decision, may_restart)
+            self._decided = decision = self._explained(decision)
+            record_end(
+                self.record,
+                self._ownership.epoch,
+                decision,
+                may_restart=may_restart,
+                patience=patience,
+                gives_up=self._interrupted.is_set,  # superseded, too
+                tell=tell,
+            )
+            self._ownership.stop()  # not before: nobody is to take a run that is over
         return decision
 
     def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
@@ -263,20 +278,6 @@ class Run:
             return next(iter(store.list("")), None) is not None
         except StoreError:  # it was never made
             return False
-
-    def _finish(self, decision: GiveUp, may_restart: bool) -> None:
-        code = int(decision.exit_code)
-        state = _FINAL.get(code, "failed")
-        try:
-            self.record.finish(
-                state,
-                code,
-                decision.reason,
-                epoch=self._ownership.epoch,
-                may_restart=may_restart,
-            )
-        except StoreError as error:
-            logger.warning("the end of run %s is not in its record: %s", self.name, error)
 
     def _plan(self, attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
         config, workers = self.config, size.process_count

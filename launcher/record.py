@@ -171,16 +171,24 @@ class RunRecord:
         """How the run was launched; empty where that can't be read."""
         return self._read(f"{self.name}/created") or {}
 
-    def start_attempt(self, n: int, info: Mapping[str, Any]) -> None:
+    def start_attempt(self, n: int, info: Mapping[str, Any], *, starter: str = "") -> None:
         """Record that attempt n begins; raises `RunOwned` if another driver has started it.
 
-        The report reads `started_at_s` (wall clock) and `cache` from `info`.
+        The report reads `started_at_s` (wall clock) and `cache` from `info`. `starter` tells this
+        driver from others, so that a start whose answer was lost can be recorded again.
         """
-        if not self.create_fact(f"attempts/{n:05d}/start", info):
+        facts = {**info, "starter": starter} if starter else info
+        fresh = self.create_fact(f"attempts/{n:05d}/start", facts)
+        if not fresh and not self.has_started(n, starter):
             raise RunOwned(
                 f"attempt {n} of run {self.name} in {self.store.url} was started by another "
                 "driver; look at `hotstart runs` and stop one of the two"
             )
+
+    def has_started(self, n: int, starter: str) -> bool:
+        """Whether attempt n was started by the driver that calls itself so."""
+        start = self._read(f"{self.name}/attempts/{n:05d}/start") or {}
+        return bool(starter) and start.get("starter") == starter
 
     def first_step(self, n: int, reports: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the workers had to report when all of them had done a step.

@@ -100,6 +100,9 @@ class Watcher:
                 self._overrides = ()  # they are in the record now
                 if not end.may_restart:
                     return self._over(end)
+            elif code == ExitCode.DONE:
+                self._tell("the run is done, though its end is not in its record")
+                return code
             elif code == ExitCode.USAGE and self._has_cluster() and not self._is_owned():
                 return code  # it has said why
             wait_s = _FIRST_WAIT_S if self._clock() - began > _STEADY_S else wait_s

@@ -43,6 +43,7 @@ _THREADING = (
 )
 _TIME = (
     "hotstart.cache.serving",
+    "hotstart.launcher.attempt_writer",
     "hotstart.launcher.attempts",
     "hotstart.launcher.ownership",
 )

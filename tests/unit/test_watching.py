@@ -38,6 +38,8 @@ record = RunRecord(open_store(folder + "/runs"), "lm-1")
 owner = take_ownership(record, OwnerIdentity.of_this_process())
 if word == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
+if word == "unrecorded":
+    sys.exit(0)
 if word == "waits":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     print("waits", flush=True)
@@ -93,6 +95,16 @@ def test_watch_restarts_after_a_kill_and_after_a_lost_cluster_until_the_run_is_d
 def test_watch_ends_with_a_run_that_is_given_up(scene: Scene) -> None:
     assert scene.watcher("fails").run() == 3
     assert scene.told == ["starting a driver", "the run is failed: fails"]
+
+
+def test_watch_of_a_run_that_is_done_but_could_not_record_it_restarts_nothing(
+    scene: Scene,
+) -> None:
+    assert scene.watcher("unrecorded").run() == 0
+    assert scene.told == [
+        "starting a driver",
+        "the run is done, though its end is not in its record",
+    ]
 
 
 def test_watch_of_a_failed_run_restarts_it_once(scene: Scene) -> None:
