@@ -22,6 +22,7 @@ from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import recorded_fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.beats import BEAT_DEADLINE_S, Ownership
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -37,7 +38,7 @@ from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
-from hotstart.launcher.ownership import FIRST_EPOCH, Ownership, take_ownership
+from hotstart.launcher.ownership import FIRST_EPOCH, take_ownership
 from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
@@ -339,7 +340,8 @@ def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
     if submission:
         keep_shipment(record, Path.cwd())
     try:
-        ownership = take_ownership(record, OwnerIdentity.of_this_process())
+        me, beats = OwnerIdentity.of_this_process(), _for_beats(record, keyring)
+        ownership = take_ownership(record, me, beats=beats)
         return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
     except KeyboardInterrupt:  # without an end it would look like a run whose driver was lost
         record.finish("interrupted", ExitCode.INTERRUPTED, "interrupted", epoch=FIRST_EPOCH)
@@ -351,10 +353,16 @@ def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
 
     A changed job is recorded once the run is owned, so one that is refused changes nothing.
     """
-    ownership = take_ownership(job.record, OwnerIdentity.of_this_process(), tell=tell)
+    me, beats = OwnerIdentity.of_this_process(), _for_beats(job.record, job.keyring)
+    ownership = take_ownership(job.record, me, tell=tell, beats=beats)
     if job.changed is not None:
         job.record.revise_job(ownership.epoch, job.changed)
     return Run(job.record, ownership, job.config, job.keyring, is_new=False)
+
+
+def _for_beats(record: RunRecord, keyring: Keyring) -> RunRecord:
+    """The same record, by a store that gives up soon: see `beats.py`."""
+    return RunRecord(open_runs(record.store.url, keyring, BEAT_DEADLINE_S), record.name)
 
 
 def program_of(config: JobConfig, folder: str) -> Program:

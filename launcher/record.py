@@ -66,6 +66,7 @@ _SEARCHED_ATTEMPTS = 32
 
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8}|stop)")
+_BEAT_OF_EPOCH = re.compile(r"(\d{8}|stop)")
 _ATTEMPT_FACT = re.compile(
     r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
     r"|asked/(\d{8})|stacks/\d{5})"
@@ -354,6 +355,11 @@ class RunRecord:
             latest=stats[max(stats)].name,
             stop_asked=max(claimed) in asked,
         )
+
+    def beats(self, epoch: int) -> frozenset[tuple[str, int]]:
+        """What `Owner.beats` is, of the owner of this epoch, whoever came later."""
+        there = self._matching(f"owner/{epoch:08d}/", _BEAT_OF_EPOCH)
+        return frozenset((stat.name, stat.generation) for (beat,), stat in there if beat != "stop")
 
     def signs_for(self, epoch: int) -> tuple[bool, bool]:
         """Whether a later owner has claimed the run, and whether this one is asked to stop.

@@ -15,10 +15,11 @@ from typing import Any
 
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.beats import BEAT_DEADLINE_S, Ownership
 from hotstart.launcher.errors import ExitCode, LauncherError, UsageError
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp, WorkerExit
-from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import Patience
@@ -158,10 +159,9 @@ class Drivers:
     def _start(self, host: Host, *, is_first: bool) -> SimProcess:
         return self.world.start("driver", host, functools.partial(self._drive, is_first))
 
-    def _store(self) -> SimStore:
-        return SimStore(
-            self.world, self.bucket, may_delete=not self.world.what_fails.may_not_delete
-        )
+    def _store(self, deadline_s: float = 30.0) -> SimStore:
+        may_delete = not self.world.what_fails.may_not_delete
+        return SimStore(self.world, self.bucket, may_delete=may_delete, deadline_s=deadline_s)
 
     def _drive(self, is_first: bool, process: SimProcess) -> None:
         """As `launch.new_run` or `launch.old_run`, then `Run.execute`."""
@@ -179,6 +179,7 @@ class Drivers:
                 OwnerIdentity.of_this_process(),
                 clock=process.monotonic,
                 sleep=process.sleep,
+                beats=RunRecord(self._store(BEAT_DEADLINE_S), _RUN),
             )
         except (LauncherError, StoreError) as error:
             if type(error) is UsageError and not is_first:  # it says so of a run that is done

@@ -10,8 +10,8 @@ from hotstart.cache.errors import TransientError
 from hotstart.launcher.following import Following, Keep
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import WorkerExit
-from hotstart.launcher.owner_watch import OwnerWatch
-from hotstart.launcher.ownership import OWNER_TTL_S, SURE_S, take_ownership
+from hotstart.launcher.owner_watch import SURE_S, OwnerWatch
+from hotstart.launcher.ownership import OWNER_TTL_S, take_ownership
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import Unowned
