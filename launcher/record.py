@@ -18,6 +18,7 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/attempts/<n:05d>/asked/<size:08d>  who asked for which key, and of what it was made; the
                                             largest holds the others (asked_facts.py)
+    <run>/watchers/<id>/...                 who watches over the run (watchers.py)
     <run>/shipment                          what was sent to the cluster, a zip (submitted.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
@@ -131,7 +132,7 @@ class RunRecord:
 
         Raises `RecordDamaged` if it isn't there, or is no text.
         """
-        revised = [s.name for key, s in self._matching("job/", _REVISION)]
+        revised = [s.name for key, s in self.facts_below("job/", _REVISION)]
         name = max(revised, default=f"{self.name}/job.yaml")
         data = self.store.get(name)
         if data is None and self.store.stat(name) is not None:
@@ -325,7 +326,7 @@ class RunRecord:
 
     def end(self) -> RunEnd | None:
         """The latest end that was recorded, or None; an older epoch's end may be outdated."""
-        for key, stat in sorted(self._matching("end/", _END), key=lambda x: x[0], reverse=True):
+        for key, stat in sorted(self.facts_below("end/", _END), key=lambda x: x[0], reverse=True):
             facts = self._read(stat.name) or {}
             state, exit_code = facts.get("state"), facts.get("exit_code")
             if state in ("done", "failed", "interrupted") and isinstance(exit_code, int):
@@ -337,7 +338,7 @@ class RunRecord:
         """The owner of the highest epoch, or None if the run never had one."""
         epochs: dict[int, dict[int, ObjectStat]] = {}
         asked: set[int] = set()
-        for (epoch, beat), stat in self._matching("owner/", _BEAT):
+        for (epoch, beat), stat in self.facts_below("owner/", _BEAT):
             if beat == "stop":
                 asked.add(int(epoch))
             else:
@@ -358,7 +359,7 @@ class RunRecord:
 
     def beats(self, epoch: int) -> frozenset[tuple[str, int]]:
         """What `Owner.beats` is, of the owner of this epoch, whoever came later."""
-        there = self._matching(f"owner/{epoch:08d}/", _BEAT_OF_EPOCH)
+        there = self.facts_below(f"owner/{epoch:08d}/", _BEAT_OF_EPOCH)
         return frozenset((stat.name, stat.generation) for (beat,), stat in there if beat != "stop")
 
     def signs_for(self, epoch: int) -> tuple[bool, bool]:
@@ -416,9 +417,14 @@ class RunRecord:
         self._warn_once(name, "is not a JSON object; it is skipped")
         return None
 
-    def _matching(
+    def read_fact(self, fact: str) -> dict[str, Any] | None:
+        """One fact of this run, or None where there is none that can be read."""
+        return self._read(f"{self.name}/{fact}")
+
+    def facts_below(
         self, folder: str, pattern: re.Pattern[str]
     ) -> Iterator[tuple[tuple[str, ...], ObjectStat]]:
+        """The groups of each name in a folder that matches, and what the store knows of it."""
         prefix = f"{self.name}/{folder}"
         for stat in self.store.list(prefix):
             if match := pattern.fullmatch(stat.name.removeprefix(prefix)):
@@ -428,7 +434,9 @@ class RunRecord:
 
     def _attempt_names(self) -> dict[int, _Names]:
         names: dict[int, _Names] = {}
-        for (n, fact, index, keys, size, asked), stat in self._matching("attempts/", _ATTEMPT_FACT):
+        for (n, fact, index, keys, size, asked), stat in self.facts_below(
+            "attempts/", _ATTEMPT_FACT
+        ):
             there = names.setdefault(int(n), _Names())
             if keys:
                 there.manifests[ManifestSummary(int(keys), int(size))] = stat.name
