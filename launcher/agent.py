@@ -34,7 +34,7 @@ from hotstart.launcher.guard import Guard
 from hotstart.launcher.host_watch import HostWatch, take_stacks
 from hotstart.launcher.log_shipping import LogShipper, shipper_to
 from hotstart.launcher.outcome import WorkerExit
-from hotstart.launcher.owner_watch import OwnerWatch
+from hotstart.launcher.owner_watch import OwnerWatch, Sign
 from hotstart.launcher.plan import AttemptPlan, WorkerPlan
 from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.preflight import (
@@ -106,6 +106,10 @@ class Agent:
         self._coordinator_port = port
         return int(port.getsockname()[1])
 
+    def now(self) -> float:
+        """This agent's clock, for `owner_watch.Sign`."""
+        return time.monotonic()
+
     def prepare(self, attempt: AttemptPlan, processes: tuple[int, ...]) -> None:
         """Spawn the workers of the first attempt, which import ahead and wait for `start`.
 
@@ -126,11 +130,18 @@ class Agent:
                 self._early[index] = self._spawn(environ)
                 self._early[index].channel.send({"early": order})
 
-    def start(self, attempt: AttemptPlan, processes: tuple[int, ...], elapsed_s: float) -> None:
+    def start(
+        self,
+        attempt: AttemptPlan,
+        processes: tuple[int, ...],
+        elapsed_s: float,
+        sign: Sign | None = None,
+    ) -> None:
         """Spawn this host's workers; returns once they are on their way.
 
-        `elapsed_s` is how long ago the attempt was decided, on the driver's clock. Raises OSError;
-        those that are on their way by then are ended by `stop` or `close`. Raises
+        None are spawned where, by its `sign`, the driver can't be sure of the run any more, and an
+        event says so. `elapsed_s` is how long ago the attempt was decided, on the driver's clock.
+        Raises OSError; those that are on their way by then are ended by `stop` or `close`. Raises
         `SigningKeyError` or `SecretUnavailable` before anything is started.
         """
         decided_at = time.monotonic() - elapsed_s
@@ -141,6 +152,9 @@ class Agent:
             self._attempt = attempt
             notices = list(self._host_notices)
         self._workers = []
+        if not self._owner.heard(sign or Sign(time.monotonic(), 0.0)):
+            self._emit(attempt.attempt, Unowned(socket.gethostname()))
+            return
         plans = [
             WorkerPlan(index, local, decided_at, attempt, len(processes))
             for local, index in enumerate(processes)
@@ -176,15 +190,14 @@ class Agent:
             if worker.plan.attempt.attempt == attempt:
                 worker.send(message)
 
-    def events(self, cursor: int, beat_age_s: float = 0.0) -> Batch:
-        """Events from `cursor` on, and forget those before it; see `owner_watch.py` for the age.
+    def events(self, cursor: int, sign: Sign | None = None) -> Batch:
+        """Events from `cursor` on, and forget those before it; see `owner_watch.py` for the sign.
 
         Blocks until there is one, at most 4 s. Cursors go on from attempt to attempt.
         """
-        self._owner.heard(beat_age_s)
+        self._owner.heard(sign or Sign(time.monotonic(), 0.0))
         batch = self._queue.after(cursor, _POLL_S)
-        self._owner.answered()
-        return batch
+        return dataclasses.replace(batch, answered_at=time.monotonic())
 
     def stacks(self) -> dict[int, str]:
         """What the threads of this host's workers do now, by process index; blocks up to 2 s."""

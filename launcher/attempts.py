@@ -1,8 +1,8 @@
 """The attempt loop: gang, outcome, decision, next attempt.
 
 One attempt at a time: its start is recorded, workers start, it is followed to its end
-(`following.py`), the end is recorded and `decide` says what comes next. Recording an end happens
-beside the next start, which does not wait for it.
+(`following.py`), the end is recorded and `decide` says what comes next. An end is recorded beside
+the next start, which does not wait for it (`attempt_writer.py`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotstart.cache.errors import StoreError
 from hotstart.launcher.ahead import Ahead, Answers
+from hotstart.launcher.attempt_writer import AttemptWriter
 from hotstart.launcher.errors import ExitCode, HostFailed, LauncherError
 from hotstart.launcher.following import Ended, Following, Gang, Keep, Watcher
 from hotstart.launcher.outcome import Budgets, GiveUp, Outcome, Restart, decide, is_steady, refilled
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.record_patience import Patience
+from hotstart.launcher.run_end import is_final, result_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class AttemptLoop:
         *,
         ahead: Ahead | None = None,
         doubt: Callable[[], str | None] = lambda: None,
+        patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         rng: random.Random | None = None,
@@ -74,7 +77,8 @@ class AttemptLoop:
         """`place` waits for an attempt's hosts and gives a gang, None where interrupted; `plan`
         makes an attempt's plan from its number, its coordinator's address and the gang's size.
         `ahead` is None where nothing is to be made ready ahead of time. `doubt` says why this
-        driver can't be sure that it owns the run: no attempt goes on, or starts, meanwhile."""
+        driver can't be sure that it owns the run: no attempt goes on, or starts, meanwhile.
+        `patience` is with the record."""
         self._settings = settings
         self._record = record
         self._place = place
@@ -88,26 +92,32 @@ class AttemptLoop:
         self._rng = rng or random.Random()
         self._gang: Gang | None = None
         self._learning: list[Future[None]] = []
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hotstart-record")
+        self._patience = patience or Patience(clock=clock, sleep=sleep)
+        self._writer = AttemptWriter(record, self._patience, is_interrupted)
 
     def run(self) -> GiveUp:
-        """All attempts; the last decision. The gang is closed and the record written."""
-        writes: list[Future[None]] = []
+        """All attempts; the last decision. The gang is closed and the record written.
+
+        Raises `StoreError` where the record refuses an attempt's start.
+        """
+        decision: GiveUp | None = None
         try:
-            decision = self._run(writes)
+            decision = self._run()
         finally:
             if self._ahead is not None:
                 wait(self._learning, timeout=_LEARN_S)  # needs the agents
                 self._ahead.close()
             self._drop_gang()  # before the writes: a record that is out must not hold accelerators
-            self._writer.shutdown()
-        for write in writes:
-            _note_failure(write)
+            if decision is not None:
+                self._patience.over(result_of(decision), is_final=is_final(decision))
+            else:
+                self._patience.over("the driver failed", is_final=False)
+            self._writer.close()
         return decision
 
-    def _run(self, writes: list[Future[None]]) -> GiveUp:
+    def _run(self) -> GiveUp:
         budgets, without_step = self._settings.budgets, 0
-        first = number = self._record.next_attempt()
+        first = number = self._next_number()
         while True:
             ended = self._attempt(number)
             if ended is None:
@@ -131,11 +141,7 @@ class AttemptLoop:
             if isinstance(decision, GiveUp):
                 self._flush(decision)
             hosts = ended.gang.take_stats()
-            writes.append(
-                self._writer.submit(
-                    self._write_end, number, outcome, ended.reports, hosts, ended.preemption
-                )
-            )
+            self._writer.end(number, outcome, ended.reports, hosts, ended.preemption)
             self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
             self._watcher.attempt_ended(number, outcome, decision)
             if isinstance(decision, GiveUp):
@@ -168,8 +174,7 @@ class AttemptLoop:
         ready = self._ready_gang(number)
         if ready is None:
             return None
-        self._wait_until_sure()  # hosts may have been long in coming
-        if self._doubt() is not None:
+        if not self._may_start():  # hosts may have been long in coming
             return None
         gang, coordinator = ready
         plan = self._plan(number, coordinator, gang.size)
@@ -182,7 +187,8 @@ class AttemptLoop:
             "versions": dict(self._settings.versions),
             "cost_per_worker_hour": self._settings.cost_per_worker_hour,
         }
-        self._record.start_attempt(number, info)
+        if not self._writer.start(number, info, self._may_start, self._pause):
+            return None
         self._watcher.attempt_started(number)
         try:
             gang.start(plan, decided_at)
@@ -193,8 +199,8 @@ class AttemptLoop:
                 watcher=self._watcher,
                 keep=Keep(
                     functools.partial(self._all_stepped, number, gang),
-                    functools.partial(self._keep_differences, number),
-                    functools.partial(self._keep_stacks, number),
+                    functools.partial(self._writer.differences, number),
+                    functools.partial(self._writer.stacks, number),
                 ),
                 is_interrupted=self._is_interrupted,
                 doubt=self._doubt,
@@ -204,7 +210,7 @@ class AttemptLoop:
                 only_first_step=self._settings.warm is not None,
             ).to_the_end()
         except LauncherError as error:
-            self._write_end(number, Outcome("failed", str(error), None), {})
+            self._writer.end(number, Outcome("failed", str(error), None), {})
             raise
 
     def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
@@ -236,6 +242,19 @@ class AttemptLoop:
             f"{', '.join(hosts)}; see Ray's logs there"
         )
 
+    def _next_number(self) -> int:
+        # An interrupted driver finds out in `_attempt`, for which any number will do.
+        return self._patience.keep(
+            lambda: 0 if self._is_interrupted() else self._record.next_attempt(),
+            gives_up=lambda: False,
+            pause=self._pause,
+        )
+
+    def _may_start(self) -> bool:
+        """Whether an attempt may start; blocks while that isn't known."""
+        self._wait_until_sure()
+        return not self._is_interrupted() and self._doubt() is None
+
     def _wait_until_sure(self) -> None:
         """Block while the driver can't be sure that it owns the run, and isn't interrupted."""
         doubt = self._doubt()
@@ -245,45 +264,14 @@ class AttemptLoop:
             self._pause(_POLL_S)
 
     def _all_stepped(self, number: int, gang: Gang, reports: Sequence[Mapping[str, Any]]) -> None:
-        self._writer.submit(self._record.first_step, number, reports)
+        self._writer.first_step(number, reports)
         self._learn(number, gang, gang.asked(), True, False)
 
     def _learn(self, attempt: int, gang: Gang, asked: Answers, stepped: bool, done: bool) -> None:
         ahead = self._ahead
         if ahead is not None:
-            learn = self._writer.submit(
-                ahead.learn, attempt, gang, asked, stepped=stepped, done=done
-            )
+            learn = self._writer.then(ahead.learn, attempt, gang, asked, stepped=stepped, done=done)
             self._learning = [learn]  # the writer has done all that was before it
-
-    def _keep_differences(
-        self, number: int, stage: str, found: Sequence[Mapping[str, Any]]
-    ) -> None:
-        self._writer.submit(self._record.differences, number, stage, found)
-
-    def _keep_stacks(self, number: int, stacks: Mapping[int, str]) -> str:
-        def write() -> None:
-            try:
-                self._record.stacks(number, stacks)
-            except StoreError as error:
-                logger.warning("what the workers of attempt %d did is lost: %s", number, error)
-
-        self._writer.submit(write)
-        return self._record.stacks_location(number)
-
-    def _write_end(
-        self,
-        number: int,
-        outcome: Outcome,
-        reports: Mapping[int, Mapping[str, Any]],
-        hosts: Sequence[Mapping[str, Any]] = (),
-        preemption: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
-        try:
-            self._record.worker_reports(number, reports)
-        finally:
-            self._record.end_attempt(number, outcome, info)
 
     def _pause(self, delay_s: float) -> None:
         until = self._clock() + delay_s
@@ -324,11 +312,3 @@ class AttemptLoop:
         if self._gang is not None:
             self._gang.close()
             self._gang = None
-
-
-def _note_failure(write: Future[None]) -> None:
-    """The job has ended as it has, whether or not all of that could be recorded."""
-    try:
-        write.result()
-    except StoreError as error:
-        logger.warning("the end of an attempt is not in the record: %s", error)

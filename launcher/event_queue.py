@@ -16,10 +16,14 @@ _STR_BYTES = 64  # what an empty line costs
 
 @dataclass(frozen=True)
 class Batch:
-    """Events from a cursor on, each with its attempt, and the cursor that follows them."""
+    """Events from a cursor on, each with its attempt, and the cursor that follows them.
+
+    `answered_at` is the agent's own clock, for `owner_watch.Sign`.
+    """
 
     events: tuple[tuple[int, Event], ...]
     next_cursor: int
+    answered_at: float = 0.0
 
 
 class EventQueue:

@@ -56,8 +56,9 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
 
     def interrupt(number: int, frame: object) -> None:
         run.interrupt()
-        _end_later(run.config.timeouts.stop_s + _STUCK_S)
-        signal.signal(number, _end_now)
+        _end_later(run, run.config.timeouts.stop_s + _STUCK_S)
+        # At once: agents and guards clean up when the driver ends.
+        signal.signal(number, lambda number, frame: os._exit(run.exit_code))
         _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,15 +99,11 @@ def _notice(line: bytes) -> None:
             os.write(2, line)
 
 
-def _end_later(delay_s: float) -> None:
+def _end_later(run: Run, delay_s: float) -> None:
     """End all the same if Ray should be stuck on processes that the signal has ended too."""
-    timer = threading.Timer(delay_s, os._exit, (130,))
+    timer = threading.Timer(delay_s, lambda: os._exit(run.exit_code))
     timer.daemon = True
     timer.start()
-
-
-def _end_now(number: int, frame: object) -> None:
-    os._exit(130)  # agents and guards clean up when the driver ends
 
 
 def run_dir_argument(url: str) -> str:

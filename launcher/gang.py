@@ -23,6 +23,7 @@ from hotstart.launcher.drain_watch import dead_nodes
 from hotstart.launcher.errors import CacheRequired, HostFailed, HostLost, UsageError, first_line
 from hotstart.launcher.leaving import LeavingHosts
 from hotstart.launcher.outcome import AgentLost
+from hotstart.launcher.owner_watch import Sign
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.preemption import PreemptionNotice
@@ -59,6 +60,8 @@ class Gang(AheadCalls):
         self._infos: list[HostInfo] = []
         self._node_ids: list[str] = []
         self._cursors: list[int] = []
+        self._answered_at: dict[int, float] = {}  # by each agent's own clock
+        self._taken: list[tuple[int, Event]] = []  # of polls while workers were started
         self._ends: dict[int, int] = {}
         self._polls: dict[Any, tuple[int, float]] = {}  # host index, and when it was asked
         self._started_at = 0.0
@@ -229,11 +232,17 @@ class Gang(AheadCalls):
         self._attempt = attempt.attempt
         if self._leaving is not None:
             self._leaving.begin()
+        self._answered_at |= self._call_all("answer", lambda i: (self._agents[i].now, ()))
         elapsed_s = time.monotonic() - decided_at
-        self._call_all(
-            "start its workers",
-            lambda i: (self._agents[i].start, (attempt, self._shares[i].processes, elapsed_s)),
-        )
+
+        def start(index: int) -> tuple[Any, tuple[Any, ...]]:
+            processes = self._shares[index].processes
+            return self._agents[index].start, (attempt, processes, elapsed_s, self._sign(index))
+
+        def poll() -> None:  # the first to start must hear of their owner while others do
+            self._taken += self._take(0.0)
+
+        self._call_all("start its workers", start, meanwhile=poll)
 
     def go_on(self, attempt: int) -> None:
         """Let all workers of an attempt enter user code; does not block."""
@@ -252,6 +261,11 @@ class Gang(AheadCalls):
 
         An agent that has died is added to `lost`, a host with a notice to `leaving`.
         """
+        taken, self._taken = self._taken, []
+        yield from taken
+        yield from self._take(_POLL_S)
+
+    def _take(self, timeout_s: float) -> Iterator[tuple[int, Event]]:
         import ray
 
         for notice in self._leaving.fresh() if self._leaving is not None else ():
@@ -260,12 +274,12 @@ class Gang(AheadCalls):
         asked = {index for index, _ in self._polls.values()}
         for index in range(len(self._agents)):
             if index not in asked and not self._is_lost(index):
-                ref = self._agents[index].events.remote(self._cursors[index], self.beat_age_s())
+                ref = self._agents[index].events.remote(self._cursors[index], self._sign(index))
                 self._polls[ref] = index, time.monotonic()
         self._lose_silent()
         if not self._polls:
             return
-        first, _ = ray.wait(list(self._polls), num_returns=1, timeout=_POLL_S)
+        first, _ = ray.wait(list(self._polls), num_returns=1, timeout=timeout_s)
         if not first:
             return
         ready, _ = ray.wait(list(self._polls), num_returns=len(self._polls), timeout=0)
@@ -277,10 +291,15 @@ class Gang(AheadCalls):
                 self._lose(index, error)
                 continue
             self._cursors[index] = batch.next_cursor
+            self._answered_at[index] = batch.answered_at
             for attempt, event in batch.events:
                 if isinstance(event, PreemptionNotice) and self._leaving is not None:
                     event = self._leaving.note(index, event)
                 yield attempt, event
+
+    def _sign(self, index: int) -> Sign:
+        """How old the owner's beat is, for an agent; worth nothing before that has answered."""
+        return Sign(self._answered_at.get(index, 0.0), self.beat_age_s())
 
     def stacks(self) -> dict[int, str]:
         """What the threads of all workers do now, by process index, of agents that answer."""
@@ -350,11 +369,13 @@ class Gang(AheadCalls):
         *,
         hosts: Sequence[int] | None = None,
         may_fail: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[int, Any]:
         """One call on each agent that is there, or on those of `hosts`; the answers by host index.
 
         All are made in parallel. `what` is what it asks for. An error inside an agent is raised
-        as `HostFailed`; with `may_fail` it only costs that agent's answer.
+        as `HostFailed`; with `may_fail` it only costs that agent's answer. `meanwhile` is called
+        now and then until all have answered.
         """
         import ray
 
@@ -363,7 +384,12 @@ class Gang(AheadCalls):
             if not self._is_lost(index):
                 method, arguments = call(index)
                 refs[index] = method.remote(*arguments)
-        ray.wait(list(refs.values()), num_returns=len(refs), timeout=timeout_s) if refs else None
+        waiting, until = list(refs.values()), time.monotonic() + timeout_s
+        while waiting and (left_s := until - time.monotonic()) > 0:
+            some_s = left_s if meanwhile is None else min(left_s, _POLL_S)
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=some_s)
+            if waiting and meanwhile is not None:
+                meanwhile()
         answers = {}
         for index, ref in refs.items():
             try:

@@ -22,6 +22,7 @@ from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import recorded_fingerprint
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.beats import BEAT_DEADLINE_S, Ownership
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -33,16 +34,17 @@ from hotstart.launcher.errors import (
     RecordUnreachable,
     UsageError,
 )
-from hotstart.launcher.facts import FinalState
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
-from hotstart.launcher.ownership import FIRST_EPOCH, Ownership, take_ownership
+from hotstart.launcher.ownership import FIRST_EPOCH, take_ownership
 from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.record_patience import Patience
 from hotstart.launcher.recorded_job import RecordedJob
+from hotstart.launcher.run_end import record_end
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.stopping import stop_reason
 from hotstart.launcher.store_check import check_store
@@ -64,7 +66,6 @@ JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
 # The cluster's or the store's; whoever watches over the run tries again.
 _NOT_ITS_FAULT = (ClusterUnreachable, HostFailed, PlacementTimeout, RecordUnreachable)
-_FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
 
 class Run:
@@ -97,6 +98,7 @@ class Run:
         self._only_warm = only_warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
+        self._decided: GiveUp | None = None
 
     @property
     def name(self) -> str:
@@ -107,6 +109,11 @@ class Run:
     def superseded(self) -> bool:
         """Whether another driver has taken the run."""
         return self._ownership.superseded
+
+    @property
+    def exit_code(self) -> int:
+        """What to end with now: the run's own code once it is over, until then 130."""
+        return int(self._decided.exit_code if self._decided else ExitCode.INTERRUPTED)
 
     def interrupt(self) -> None:
         """End the run soon, as Ctrl-C does; safe in a signal handler."""
@@ -151,7 +158,7 @@ class Run:
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
-        live = Live(watcher)
+        live, patience = Live(watcher), Patience(tell=tell)
         self._ownership.keep(self.interrupt, on_stop=self._stop_asked, says=live.says)
         may_restart = False
         decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
@@ -170,6 +177,7 @@ class Run:
                     self._interrupted.is_set,
                     ahead=ahead,
                     doubt=self._ownership.doubt,
+                    patience=patience,
                 )
                 decision = loop.run()
             if self._only_warm and decision.exit_code == ExitCode.DONE:
@@ -189,9 +197,17 @@ class Run:
             may_restart = type(error).__module__.partition(".")[0] == "ray"  # its cluster went
             raise
         finally:
-            self._ownership.stop()
-            decision = self._explained(decision)
-            self._finish(decision, may_restart)
+            self._decided = decision = self._explained(decision)
+            record_end(
+                self.record,
+                self._ownership.epoch,
+                decision,
+                may_restart=may_restart,
+                patience=patience,
+                gives_up=self._interrupted.is_set,  # superseded, too
+                tell=tell,
+            )
+            self._ownership.stop()  # not before: nobody is to take a run that is over
         return decision
 
     def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
@@ -264,20 +280,6 @@ class Run:
         except StoreError:  # it was never made
             return False
 
-    def _finish(self, decision: GiveUp, may_restart: bool) -> None:
-        code = int(decision.exit_code)
-        state = _FINAL.get(code, "failed")
-        try:
-            self.record.finish(
-                state,
-                code,
-                decision.reason,
-                epoch=self._ownership.epoch,
-                may_restart=may_restart,
-            )
-        except StoreError as error:
-            logger.warning("the end of run %s is not in its record: %s", self.name, error)
-
     def _plan(self, attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
         config, workers = self.config, size.process_count
         return AttemptPlan(
@@ -338,7 +340,8 @@ def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
     if submission:
         keep_shipment(record, Path.cwd())
     try:
-        ownership = take_ownership(record, OwnerIdentity.of_this_process())
+        me, beats = OwnerIdentity.of_this_process(), _for_beats(record, keyring)
+        ownership = take_ownership(record, me, beats=beats)
         return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
     except KeyboardInterrupt:  # without an end it would look like a run whose driver was lost
         record.finish("interrupted", ExitCode.INTERRUPTED, "interrupted", epoch=FIRST_EPOCH)
@@ -350,10 +353,16 @@ def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
 
     A changed job is recorded once the run is owned, so one that is refused changes nothing.
     """
-    ownership = take_ownership(job.record, OwnerIdentity.of_this_process(), tell=tell)
+    me, beats = OwnerIdentity.of_this_process(), _for_beats(job.record, job.keyring)
+    ownership = take_ownership(job.record, me, tell=tell, beats=beats)
     if job.changed is not None:
         job.record.revise_job(ownership.epoch, job.changed)
     return Run(job.record, ownership, job.config, job.keyring, is_new=False)
+
+
+def _for_beats(record: RunRecord, keyring: Keyring) -> RunRecord:
+    """The same record, by a store that gives up soon: see `beats.py`."""
+    return RunRecord(open_runs(record.store.url, keyring, BEAT_DEADLINE_S), record.name)
 
 
 def program_of(config: JobConfig, folder: str) -> Program:

@@ -103,10 +103,10 @@ class LogView:
     def _check_workers(self, attempt: int) -> None:
         if self._workers is None:
             return
-        there = self._logs.spans(attempt)
+        there = self._logs.spans(attempt, self._workers)
         missing = [index for index in self._workers if index not in there]
         if missing:
-            last = max(there, default=0)
+            last = max(self._logs.spans(attempt), default=0)
             raise UsageError(
                 f"attempt {attempt} of run {self._record.name} has no log of worker "
                 f"{', '.join(map(str, missing))}; its workers are 0 to {last}"

@@ -1,10 +1,11 @@
 """An agent's eye on its owner: workers end before another driver may start others.
 
-With each of its polls the driver says how old its latest beat is. That age was counted after the
-agent's answer before (the driver polls again once it has it), so on the agent's own clock the beat
-is no older than the time since that answer and the age together: a poll that was long on its way
-can't make it look younger. Where that passes `SURE_S`, the driver is cut off, stopped, or can't
-beat; another may take the run soon, so this host's workers are killed. See `ownership.py`.
+The driver says how old its latest beat is when it starts workers and with each of its polls. It
+says beside it what the agent's clock was in the last answer that it had before it counted that age.
+So on the agent's own clock the beat is no older than that answer and the age together, however
+long the message was on its way. Where that passes `SURE_S`, the driver is cut off, stopped, or
+can't beat; another may take the run soon, so this host's workers are killed. That is the one bound,
+from an attempt's first moment on. See `beats.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
 SURE_S = 22.0  # how old an owner's latest beat may be
-_START_S = 60.0  # until the first poll: other hosts may be slow to start their workers
 _LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The age of the owner's latest beat, counted after an answer in which the agent's clock said
+    `answered_at`."""
+
+    answered_at: float
+    beat_age_s: float
 
 
 class OwnerWatch:
@@ -35,16 +45,15 @@ class OwnerWatch:
         self._sure_s = sure_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._answered_at = clock()
-        self._until: float | None = None
+        self._until = clock()
+        self._is_on = False
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Workers start now."""
+        """There are workers now."""
         with self._lock:
-            self._until = self._clock() + _START_S
-            self._answered_at = self._clock()
+            self._is_on = True
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="hotstart-owner", daemon=True
@@ -54,25 +63,20 @@ class OwnerWatch:
     def end(self) -> None:
         """No worker is left to be ended."""
         with self._lock:
-            self._until = None
+            self._is_on = False
 
-    def heard(self, beat_age_s: float) -> None:
-        """The driver has polled; its latest beat was this old when it did."""
+    def heard(self, sign: Sign) -> bool:
+        """Take a sign of the driver's; whether it is sure of the run as far as is known here."""
         with self._lock:
-            if self._until is not None:
-                self._until = self._answered_at - beat_age_s + self._sure_s
-
-    def answered(self) -> None:
-        """The poll is answered now."""
-        with self._lock:
-            self._answered_at = self._clock()
+            self._until = max(self._until, sign.answered_at - sign.beat_age_s + self._sure_s)
+            return self._clock() < self._until
 
     def look(self) -> None:
         """End the workers if it is time to."""
         with self._lock:
-            if self._until is None or self._clock() < self._until:
+            if not self._is_on or self._clock() < self._until:
                 return
-            self._until = None
+            self._is_on = False
         logger.warning(
             "the driver's beat is older than %g s, or it doesn't ask any more: workers are killed "
             "here, for another driver may take the run",

@@ -18,6 +18,7 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
     <run>/attempts/<n:05d>/manifest/<keys:08d>-<size>  what JAX asked for so far; size in bytes
     <run>/attempts/<n:05d>/asked/<size:08d>  who asked for which key, and of what it was made; the
                                             largest holds the others (asked_facts.py)
+    <run>/watchers/<id>/...                 who watches over the run (watchers.py)
     <run>/shipment                          what was sent to the cluster, a zip (submitted.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
@@ -66,6 +67,7 @@ _SEARCHED_ATTEMPTS = 32
 
 RUN_NAME = re.compile(r"(?!(?:index|latest)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _BEAT = re.compile(r"(\d{8})/(\d{8}|stop)")
+_BEAT_OF_EPOCH = re.compile(r"(\d{8}|stop)")
 _ATTEMPT_FACT = re.compile(
     r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
     r"|asked/(\d{8})|stacks/\d{5})"
@@ -130,7 +132,7 @@ class RunRecord:
 
         Raises `RecordDamaged` if it isn't there, or is no text.
         """
-        revised = [s.name for key, s in self._matching("job/", _REVISION)]
+        revised = [s.name for key, s in self.facts_below("job/", _REVISION)]
         name = max(revised, default=f"{self.name}/job.yaml")
         data = self.store.get(name)
         if data is None and self.store.stat(name) is not None:
@@ -171,16 +173,24 @@ class RunRecord:
         """How the run was launched; empty where that can't be read."""
         return self._read(f"{self.name}/created") or {}
 
-    def start_attempt(self, n: int, info: Mapping[str, Any]) -> None:
+    def start_attempt(self, n: int, info: Mapping[str, Any], *, starter: str = "") -> None:
         """Record that attempt n begins; raises `RunOwned` if another driver has started it.
 
-        The report reads `started_at_s` (wall clock) and `cache` from `info`.
+        The report reads `started_at_s` (wall clock) and `cache` from `info`. `starter` tells this
+        driver from others, so that a start whose answer was lost can be recorded again.
         """
-        if not self.create_fact(f"attempts/{n:05d}/start", info):
+        facts = {**info, "starter": starter} if starter else info
+        fresh = self.create_fact(f"attempts/{n:05d}/start", facts)
+        if not fresh and not self.has_started(n, starter):
             raise RunOwned(
                 f"attempt {n} of run {self.name} in {self.store.url} was started by another "
                 "driver; look at `hotstart runs` and stop one of the two"
             )
+
+    def has_started(self, n: int, starter: str) -> bool:
+        """Whether attempt n was started by the driver that calls itself so."""
+        start = self._read(f"{self.name}/attempts/{n:05d}/start") or {}
+        return bool(starter) and start.get("starter") == starter
 
     def first_step(self, n: int, reports: Sequence[Mapping[str, Any]]) -> None:
         """Keep what the workers had to report when all of them had done a step.
@@ -316,7 +326,7 @@ class RunRecord:
 
     def end(self) -> RunEnd | None:
         """The latest end that was recorded, or None; an older epoch's end may be outdated."""
-        for key, stat in sorted(self._matching("end/", _END), key=lambda x: x[0], reverse=True):
+        for key, stat in sorted(self.facts_below("end/", _END), key=lambda x: x[0], reverse=True):
             facts = self._read(stat.name) or {}
             state, exit_code = facts.get("state"), facts.get("exit_code")
             if state in ("done", "failed", "interrupted") and isinstance(exit_code, int):
@@ -328,7 +338,7 @@ class RunRecord:
         """The owner of the highest epoch, or None if the run never had one."""
         epochs: dict[int, dict[int, ObjectStat]] = {}
         asked: set[int] = set()
-        for (epoch, beat), stat in self._matching("owner/", _BEAT):
+        for (epoch, beat), stat in self.facts_below("owner/", _BEAT):
             if beat == "stop":
                 asked.add(int(epoch))
             else:
@@ -346,6 +356,11 @@ class RunRecord:
             latest=stats[max(stats)].name,
             stop_asked=max(claimed) in asked,
         )
+
+    def beats(self, epoch: int) -> frozenset[tuple[str, int]]:
+        """What `Owner.beats` is, of the owner of this epoch, whoever came later."""
+        there = self.facts_below(f"owner/{epoch:08d}/", _BEAT_OF_EPOCH)
+        return frozenset((stat.name, stat.generation) for (beat,), stat in there if beat != "stop")
 
     def signs_for(self, epoch: int) -> tuple[bool, bool]:
         """Whether a later owner has claimed the run, and whether this one is asked to stop.
@@ -402,9 +417,14 @@ class RunRecord:
         self._warn_once(name, "is not a JSON object; it is skipped")
         return None
 
-    def _matching(
+    def read_fact(self, fact: str) -> dict[str, Any] | None:
+        """One fact of this run, or None where there is none that can be read."""
+        return self._read(f"{self.name}/{fact}")
+
+    def facts_below(
         self, folder: str, pattern: re.Pattern[str]
     ) -> Iterator[tuple[tuple[str, ...], ObjectStat]]:
+        """The groups of each name in a folder that matches, and what the store knows of it."""
         prefix = f"{self.name}/{folder}"
         for stat in self.store.list(prefix):
             if match := pattern.fullmatch(stat.name.removeprefix(prefix)):
@@ -414,7 +434,9 @@ class RunRecord:
 
     def _attempt_names(self) -> dict[int, _Names]:
         names: dict[int, _Names] = {}
-        for (n, fact, index, keys, size, asked), stat in self._matching("attempts/", _ATTEMPT_FACT):
+        for (n, fact, index, keys, size, asked), stat in self.facts_below(
+            "attempts/", _ATTEMPT_FACT
+        ):
             there = names.setdefault(int(n), _Names())
             if keys:
                 there.manifests[ManifestSummary(int(keys), int(size))] = stat.name

@@ -175,7 +175,7 @@ def stop(run: str, timeout_s: float, run_dir: str | None, as_json: bool) -> None
         click.echo(json.dumps(stopped_json(record.name, went), indent=2))
     else:
         click.echo(stopped_line(record.name, went, timeout_s, argument))
-    sys.exit({"ended": 0, "over": 0, "nobody": 2}.get(went.how, _NOT_STOPPED))
+    sys.exit({"ended": 0, "over": 0, "unwatched": 0, "nobody": 2}.get(went.how, _NOT_STOPPED))
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart restart latest\n"

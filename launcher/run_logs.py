@@ -2,14 +2,15 @@
 
 A directory holds files that grow (`worker_log.py`), a bucket holds chunks (`log_shipping.py`).
 Both come down to spans: bytes from an offset on, with the time at which they came, by the wall
-clock of the worker's host. Times only decide the order in which workers are shown.
+clock of the worker's host. Times only decide the order in which workers are shown. Spans are read
+side by side, a bounded way ahead of what is shown (`in_order.py`).
 """
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from hotstart.cache.errors import StoreError
 from hotstart.cache.store import Store
+from hotstart.launcher.in_order import in_order
 from hotstart.launcher.worker_log import segments_of, times_of
 
 SPAN_BYTES = 256 << 10
@@ -43,8 +45,8 @@ class RunLogs(Protocol):
         """The attempts that have logs, in order."""
         ...
 
-    def spans(self, attempt: int) -> dict[int, list[Span]]:
-        """What there is now of an attempt, by process index, each in order."""
+    def spans(self, attempt: int, workers: Collection[int] | None = None) -> dict[int, list[Span]]:
+        """What there is now of an attempt, by process index, each in order; `workers` None: all."""
         ...
 
     def read(self, span: Span) -> bytes:
@@ -68,12 +70,14 @@ class DirectoryLogs:
             raise StoreError(f"{self._folder}: {error.strerror}") from error
         return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
 
-    def spans(self, attempt: int) -> dict[int, list[Span]]:
-        """What there is now of an attempt, by process index, each in order."""
+    def spans(self, attempt: int, workers: Collection[int] | None = None) -> dict[int, list[Span]]:
+        """What there is now of an attempt, by process index, each in order; `workers` None: all."""
         folder = self._folder / f"attempt-{attempt:05d}"
         try:
-            heads = [path for path in folder.iterdir() if _HEAD.fullmatch(path.name)]
-            return {int(head.name[7:12]): list(_spans_of(head)) for head in sorted(heads)}
+            found = [path for path in sorted(folder.iterdir()) if _HEAD.fullmatch(path.name)]
+            heads = {int(path.name[7:12]): path for path in found}
+            wanted = [index for index in heads if workers is None or index in workers]
+            return {index: list(_spans_of(heads[index])) for index in wanted}
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
@@ -102,13 +106,18 @@ class BucketLogs:
         names = [stat.name for stat in self._store.list("attempt-")]
         return sorted({int(match[1]) for name in names if (match := _CHUNK.fullmatch(name))})
 
-    def spans(self, attempt: int) -> dict[int, list[Span]]:
-        """What there is now of an attempt, by process index, each in order."""
+    def spans(self, attempt: int, workers: Collection[int] | None = None) -> dict[int, list[Span]]:
+        """What there is now of an attempt, by process index, each in order; `workers` None: all."""
+        folder = f"attempt-{attempt:05d}/"
+        prefixes = [folder]
+        if workers is not None:  # a listing of all may have thousands of pages
+            prefixes = [f"{folder}worker-{index:05d}/" for index in sorted(set(workers))]
         found: dict[int, list[Span]] = {}
-        for stat in self._store.list(f"attempt-{attempt:05d}/"):
-            if match := _CHUNK.fullmatch(stat.name):
-                span = Span(int(match[3]), stat.size_bytes, int(match[4]), stat.name, 0)
-                found.setdefault(int(match[2]), []).append(span)
+        for _, stats in in_order(lambda prefix: list(self._store.list(prefix)), prefixes):
+            for stat in stats:
+                if match := _CHUNK.fullmatch(stat.name):
+                    span = Span(int(match[3]), stat.size_bytes, int(match[4]), stat.name, 0)
+                    found.setdefault(int(match[2]), []).append(span)
         return found
 
     def read(self, span: Span) -> bytes:
@@ -141,18 +150,21 @@ class Reading:
 
         With `tail`, only the last that many lines of each worker. Blocks; raises `StoreError`.
         """
-        spans = self._logs.spans(self.attempt)
-        wanted = {i: s for i, s in spans.items() if self._workers is None or i in self._workers}
-        streams = []
-        for index, there in sorted(wanted.items()):
-            start = self._next.get(index, 0)
-            if tail is not None:
-                start = max(start, self._tail_start(there, tail))
-                self._next[index] = start  # what lies before is no gap
-            streams.append([(span.at_ms, index, span) for span in _from(there, start)])
-        for _, index, span in heapq.merge(*streams, key=lambda item: item[:2]):
-            lines = self._lines(index, span)
-            if lines:
+        spans = self._logs.spans(self.attempt, self._workers)
+        if tail is not None:
+            starts = in_order(lambda index: self._tail_start(spans[index], tail), sorted(spans))
+            for index, start in starts:
+                self._next[index] = max(self._next.get(index, 0), start)  # before it is no gap
+        streams = [
+            [(span.at_ms, index, span) for span in _from(there, self._next.get(index, 0))]
+            for index, there in sorted(spans.items())
+        ]
+        merged = heapq.merge(*streams, key=lambda item: item[:2])
+        whole = in_order(
+            lambda item: self._logs.read(item[2]), merged, size_of=lambda item: item[2].size_bytes
+        )
+        for (_, index, span), data in whole:
+            if lines := self._lines(index, span, data):
                 yield index, lines
 
     def last_lines(self) -> Iterator[tuple[int, list[str]]]:
@@ -162,8 +174,7 @@ class Reading:
                 yield index, [_text(rest)]
         self._rest.clear()
 
-    def _lines(self, index: int, span: Span) -> list[str]:
-        data = self._logs.read(span)
+    def _lines(self, index: int, span: Span, data: bytes) -> list[str]:
         expected, lines = self._next.get(index, 0), []
         if span.offset > expected:
             if rest := self._rest.pop(index, b""):

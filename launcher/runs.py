@@ -26,12 +26,13 @@ def new_run_name(job_name: str, now_s: float, rng: random.Random) -> str:
     return f"{job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now_s))}-{rng.getrandbits(16):04x}"
 
 
-def open_runs(run_dir: str, keyring: Keyring) -> Store:
+def open_runs(run_dir: str, keyring: Keyring, deadline_s: float = 30.0) -> Store:
     """The store of a run directory: what is not signed with this host's keys is not there.
 
-    Without keys everything counts. Raises `InvalidLocation`.
+    Without keys everything counts. `deadline_s` bounds each operation on a bucket. Raises
+    `InvalidLocation`.
     """
-    return open_sealed(run_dir, keyring)
+    return open_sealed(run_dir, keyring, deadline_s=deadline_s)
 
 
 def open_run(store: Store, name: str) -> RunRecord:

@@ -2,7 +2,8 @@
 
 The request names an epoch, so it asks that owner alone: a later restart is not stopped by it. The
 owner looks for it with each beat (every 5 s, and once a second where the run directory is a
-directory), ends its workers as Ctrl-C does, and records the run's end.
+directory), ends its workers as Ctrl-C does, and records the run's end. Watchers, which would start
+another driver, are asked beside it (`watchers.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from hotstart.launcher.facts import RunEnd, state_of
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.ownership import OWNER_TTL_S
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.watchers import ask_watchers, live_watchers
 
 _POLL_S = 0.5
+_WATCHER_S = 20.0  # in which a watcher that lives has looked
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Stopped:
 
     ended: the run has ended since; `end` says how. over: it had ended before. nobody: it has no
     driver that lives, so there was nobody to ask. silent: its driver gave no beat meanwhile.
-    waiting: the driver lives and hasn't ended the run within the timeout.
+    waiting: the driver lives and hasn't ended the run within the timeout. unwatched: there was no
+    driver, but somebody who watched over the run (`owner`), and does no more. deaf: who watched
+    over it did not end in time.
     """
 
-    how: Literal["ended", "over", "nobody", "silent", "waiting"]
+    how: Literal["ended", "over", "nobody", "silent", "waiting", "unwatched", "deaf"]
     end: RunEnd | None = None
     owner: OwnerIdentity | None = None
 
@@ -45,18 +50,54 @@ def stop_run(
 ) -> Stopped:
     """Ask the run's owner to stop it, and wait for the end; blocks for at most `timeout_s`.
 
-    `asked` is told once that the request is there. An owner whose beat doesn't move for the time
-    to live, or whose process has gone from this machine, is not waited for: its request stays, so
-    that it ends its workers should it come back. Raises `StoreError`.
+    Who watches over the run is asked too, and waited for where there is no owner. `asked` is told
+    once that a request is there. An owner whose beat doesn't move for the time to live, or whose
+    process has gone from this machine, is not waited for: its request stays, so that it ends its
+    workers should it come back. Raises `StoreError`.
     """
+    facts = {"host": identity.host, "user": identity.user, "pid": identity.pid}
+    facts["asked_s"] = time.time()
+    began = clock()
+    watchers = ask_watchers(record, identity, facts)
+    while True:
+        left_s = began + timeout_s - clock()
+        epoch = _epoch(record)
+        went = _stop_owner(record, identity, left_s, facts, clock, sleep, asked)
+        if not watchers or went.how not in ("nobody", "over"):
+            return went
+        asked(watchers[0].identity)
+        until = min(began + timeout_s, clock() + _WATCHER_S)
+        while clock() < until and _epoch(record) == epoch:
+            ids = {watcher.id for watcher in live_watchers(record, identity)}
+            if not any(watcher.id in ids for watcher in watchers):
+                return Stopped("unwatched", went.end, watchers[0].identity)
+            sleep(min(_POLL_S, max(0.0, until - clock())))
+        if _epoch(record) == epoch:
+            return Stopped("deaf", went.end, watchers[0].identity)
+        # It had begun to start a driver, which is to be stopped now.
+
+
+def _epoch(record: RunRecord) -> int:
+    owner = record.owner()
+    return 0 if owner is None else owner.epoch
+
+
+def _stop_owner(
+    record: RunRecord,
+    identity: OwnerIdentity,
+    timeout_s: float,
+    facts: Mapping[str, Any],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    asked: Callable[[OwnerIdentity | None], None],
+) -> Stopped:
     owner, end = record.owner(), record.end()
     state = state_of(owner, end, identity)
     if owner is None:
         return Stopped("nobody")
     if state in ("done", "failed", "interrupted"):
         return Stopped("over", end, owner.identity)
-    facts = {"host": identity.host, "user": identity.user, "pid": identity.pid}
-    record.ask_to_stop(owner.epoch, {**facts, "asked_s": time.time()})
+    record.ask_to_stop(owner.epoch, facts)
     if state == "lost":
         return Stopped("nobody", owner=owner.identity)
     asked(owner.identity)
@@ -110,6 +151,13 @@ def stopped_line(run: str, went: Stopped, timeout_s: float, run_dir_argument: st
             return (
                 f"{who} gave no beat for {OWNER_TTL_S:.0f} s, so {run} has nobody to stop it; the "
                 f"request stays, should that driver come back; take the run over with: {again}"
+            )
+        case "unwatched":
+            return f"{who} watches over {run} no more; it has no driver; go on with: {again}"
+        case "deaf":
+            return (
+                f"{who} watched over {run} and has not ended: it is out of reach, or was killed; "
+                "the request stays, should it come back"
             )
         case "waiting":
             return (

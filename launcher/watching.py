@@ -4,11 +4,13 @@ The driver runs in a child process, because a driver may be killed by what it ha
 ends the process that lost its head, the kernel one that is out of memory. This process holds
 nothing but the record's location, and the record decides: while another owner lives it waits, when
 a run's owner has gone without an end, or its cluster was away, it starts a driver, and an end that
-the job is responsible for (done, failed, budget spent, interrupted, stopped) is its own end.
+the job is responsible for (done, failed, budget spent, interrupted, stopped) is its own end. While
+it has no driver `hotstart stop` reaches it by the record too (`watchers.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import subprocess
@@ -25,6 +27,8 @@ from hotstart.launcher.errors import ClusterUnreachable, ExitCode, first_line
 from hotstart.launcher.facts import RunEnd, state_of
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.stopping import stop_reason
+from hotstart.launcher.watchers import WatcherFacts
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,7 @@ class Watcher:
         self._poll_s = poll_s
         self._clock = clock
         self._me = OwnerIdentity.of_this_process()
+        self._facts = WatcherFacts(record, self._me)
         self._stopped = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
         self._overrides = tuple(watch.overrides)
@@ -77,6 +82,13 @@ class Watcher:
 
     def run(self) -> int:
         """The exit code to end with: the run's, or 130 where it was told to stop."""
+        try:
+            return self._run()
+        finally:
+            with contextlib.suppress(StoreError):
+                self._facts.go()
+
+    def _run(self) -> int:
         wait_s, seen = _FIRST_WAIT_S, self._end()
         while not self._stopped.is_set():
             end = self._end()
@@ -86,10 +98,11 @@ class Watcher:
                 return self._over(end)
             if self._is_owned():
                 self._word("owned", "another driver looks after the run; waiting for its end")
-                self._stopped.wait(self._poll_s)
+                self._wait(self._poll_s)
                 continue
             if not self._wait_for_cluster():
                 return int(ExitCode.USAGE)
+            self._look_for_request()
             if self._stopped.is_set():
                 break
             seen = self._end()
@@ -100,13 +113,16 @@ class Watcher:
                 self._overrides = ()  # they are in the record now
                 if not end.may_restart:
                     return self._over(end)
+            elif code == ExitCode.DONE:
+                self._tell("the run is done, though its end is not in its record")
+                return code
             elif code == ExitCode.USAGE and self._has_cluster() and not self._is_owned():
                 return code  # it has said why
             wait_s = _FIRST_WAIT_S if self._clock() - began > _STEADY_S else wait_s
             if not self._stopped.is_set():
                 why = f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
                 self._tell(f"the driver {why}; looking at the run again in {wait_s:.0f} s")
-            self._stopped.wait(wait_s)
+            self._wait(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         end = self._end()
         return int(ExitCode.INTERRUPTED) if end is None or end == seen else end.exit_code
@@ -123,7 +139,7 @@ class Watcher:
                 return None if end is None or owner is None or end.epoch < owner.epoch else end
             except StoreError as error:
                 self._word("store", f"the run's record can't be read: {first_line(error)}")
-                if self._stopped.wait(self._poll_s):
+                if self._wait(self._poll_s):
                     return None
 
     def _is_owned(self) -> bool:
@@ -134,7 +150,7 @@ class Watcher:
                 return True
             if state_of(owner, end, self._me) != "unknown" or owner is None:
                 return False
-            self._stopped.wait(self._poll_s)
+            self._wait(self._poll_s)
             now = self._record.owner()
             moved = now is None or now.epoch != owner.epoch or now.beats != owner.beats
             return moved or self._seems_alive(owner.beats)
@@ -145,7 +161,7 @@ class Watcher:
     def _seems_alive(self, beats: Any) -> bool:
         """Whether the beat moves within 10 s; `take_ownership` watches for longer."""
         until = self._clock() + 10.0
-        while self._clock() < until and not self._stopped.wait(self._poll_s):
+        while self._clock() < until and not self._wait(self._poll_s):
             now = self._record.owner()
             if now is None or now.beats != beats:
                 return True
@@ -164,7 +180,7 @@ class Watcher:
                     self._tell(f"{error}; gave up after {waited_s:.0f} s (--wait-cluster)")
                     return False
                 self._word("cluster", f"waiting for the cluster: {error}")
-            self._stopped.wait(self._poll_s)
+            self._wait(self._poll_s)
         return True
 
     def _has_cluster(self) -> bool:
@@ -185,6 +201,22 @@ class Watcher:
             return self._child.wait()
         finally:
             self._child = None
+
+    def _wait(self, delay_s: float) -> bool:
+        """Wait, as long as nobody asks it to stop; whether somebody has."""
+        until = self._clock() + delay_s
+        while not self._stopped.is_set() and (left_s := until - self._clock()) > 0:
+            self._look_for_request()
+            self._stopped.wait(min(left_s, self._poll_s))
+        return self._stopped.is_set()
+
+    def _look_for_request(self) -> None:
+        with contextlib.suppress(StoreError):  # the next look finds it
+            self._facts.come()
+            request = self._facts.stop_request()
+            if request is not None and not self._stopped.is_set():
+                self._tell(f"{stop_reason(request)}; nobody looks after the run any more")
+                self._stopped.set()
 
     def _word(self, about: str, text: str) -> None:
         """Say this now, and again once a minute."""

@@ -5,17 +5,21 @@
     worker-00000.log.times               `offset milliseconds` a line: when output came, by the
                                          host's wall clock, at most once a second, 1 MiB at most
 
-The offset is that of a file's first byte in all that the worker has written, so a gap shows how
-much was left out. Read by `run_logs.py`, shipped to buckets by `log_shipping.py`.
+The offset is that of a file's first byte in all that the log ever held, so a gap shows how much was
+left out. What the disk does not take (it is full, it fails) is tried again with what follows, once
+a second; beyond the last 64 KiB it is lost, and a line in its place says how much and why. Read by
+`run_logs.py`, shipped to buckets by `log_shipping.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _TIMES_BYTES = 1 << 20
 _TIMES_S = 1.0
+_HELD_BYTES = 64 << 10  # last words are what a reader wants most
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,15 +99,18 @@ class WorkerLog:
         self._clock = clock
         self._wall = wall
         self._file: IO[bytes] | None = None
-        self._left_bytes = 0  # room in the open file
+        self._last = Segment(0, head)  # the one that is written
+        self._left_bytes = 0  # room in it
         self._end = 0
+        self._at_line_start = True
+        self._held = bytearray()  # not written yet
+        self._lost_bytes = 0  # before what is held
+        self._why = ""
+        self._again_at: float | None = None  # while the disk takes nothing
         self._timed_at: float | None = None
         self._times_bytes = 0
-        self._broken = False
         self._closed = threading.Event()
-        with self._kept():
-            head.parent.mkdir(parents=True, exist_ok=True)
-        self.write(b"")
+        self._put()
 
     @property
     def closed(self) -> bool:
@@ -110,28 +119,25 @@ class WorkerLog:
 
     @property
     def end(self) -> int:
-        """How many bytes the worker has written, whether or not they are still here."""
-        return self._end
+        """The offset behind the log's last byte, whether or not all before it are still here."""
+        return self._end + (len(self._held) if self.closed else 0)
 
     def write(self, data: bytes) -> None:
         """Append; past the bounds the oldest segment goes."""
-        if self._broken:
-            return
-        with self._kept():
-            if self._file is None:
-                self._open(self.head, self._bounds.head_bytes)
-            if data:
-                self._note_time()
-            while data and self._file is not None:
-                if self._left_bytes <= 0:
-                    self._next_segment()
-                piece, data = data[: self._left_bytes], data[self._left_bytes :]
-                self._file.write(piece)
-                self._left_bytes -= len(piece)
-                self._end += len(piece)
+        self._held += data
+        if self._again_at is None or self._clock() >= self._again_at:
+            self._put()
+        over = len(self._held) - _HELD_BYTES
+        if self._again_at is not None and over > 0:
+            over = self._held.find(b"\n", over) + 1 or over
+            del self._held[:over]
+            self._lost_bytes += over
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Nothing more is written; what the disk has not taken can still be read from here."""
+        self._put()
+        if self._lost_bytes:
+            self._held[:0] = self._lost_line()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -156,19 +162,70 @@ class WorkerLog:
                     return start, data
         except OSError as error:  # gone meanwhile: the next look finds what is there
             logger.debug("%s: %s", self.head, error)
+        if self.closed and self._end <= offset:
+            return offset, bytes(self._held[offset - self._end :][:limit_bytes])
         return offset, b""
 
-    def _open(self, path: Path, room_bytes: int) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._left_bytes = room_bytes - self._file.tell()
+    def _put(self) -> None:
+        """Write what is held, as far as the disk takes it."""
+        try:
+            if self._file is None:
+                self._open()
+            if self._held:
+                self._note_time()
+            if self._lost_bytes and self._write(self._lost_line()):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._lost_bytes = 0
+            while self._held:
+                if self._left_bytes <= 0:
+                    self._next_segment()
+                piece = self._held[: self._left_bytes]
+                del self._held[: len(piece) - self._write(piece)]
+        except OSError as error:
+            if self._again_at is None:
+                logger.warning("%s: the output is not kept: %s", self.head, error)
+            self._why = error.strerror or str(error)
+            self._again_at = self._clock() + _AGAIN_S
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
+        else:
+            if self._again_at is not None:
+                logger.warning("%s: the output is kept again", self.head)
+            self._again_at = None
+
+    def _write(self, data: bytes | bytearray) -> int:
+        """Write to the open file; how many bytes it has not taken: none, or some of a full disk."""
+        assert self._file is not None
+        written = self._file.write(data)
+        self._left_bytes -= written
+        self._end += written
+        if written:
+            self._at_line_start = data[written - 1] == 10
+        return len(data) - written
+
+    def _lost_line(self) -> bytes:
+        line = f"... {self._lost_bytes} bytes lost here: {self._why}\n".encode()
+        return line if self._at_line_start else b"\n" + line
+
+    def _open(self) -> None:
+        self.head.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._last.path.open("ab", buffering=0)
+        size_bytes = self._file.tell()  # a write that failed may have left a part
+        room_bytes = self._bounds.segment_bytes if self._last.offset else self._bounds.head_bytes
+        self._left_bytes = room_bytes - size_bytes
+        self._end = self._last.offset + size_bytes
 
     def _next_segment(self) -> None:
         if self._file is not None:
             self._file.close()
-        path = self.head.with_name(f"{self.head.name}.{self._end:015d}")
-        self._open(path, self._bounds.segment_bytes)
+            self._file = None
+        self._last = Segment(self._end, self.head.with_name(f"{self.head.name}.{self._end:015d}"))
+        self._open()
         for old in [s for s in segments_of(self.head) if s.offset][: -self._bounds.segments]:
-            old.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.path.unlink(missing_ok=True)
 
     def _note_time(self) -> None:
         now = self._clock()
@@ -183,15 +240,3 @@ class WorkerLog:
                 file.write(line)
             self._timed_at = now
             self._times_bytes += len(line)
-
-    @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._broken = True
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.close()
-                self._file = None
-            logger.warning("%s: the output is not kept: %s", self.head, error)

@@ -15,12 +15,15 @@ from typing import Any
 
 from hotstart.cache.errors import StoreError
 from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.beats import BEAT_DEADLINE_S, Ownership
 from hotstart.launcher.errors import ExitCode, LauncherError, UsageError
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import Budgets, GiveUp, WorkerExit
-from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.record_patience import Patience
+from hotstart.launcher.run_end import record_end
 from hotstart.launcher.watchdog import StillLimits
 from tests.simulation.checks import LOST, WAITS
 from tests.simulation.nemesis import Nemesis
@@ -112,7 +115,7 @@ class Drivers:
         """Thread pools of the record and of the attempt loop."""
         pool = functools.partial(Pool, self.world.scheduler)
         return [
-            ("hotstart.launcher.attempts", "ThreadPoolExecutor", pool),
+            ("hotstart.launcher.attempt_writer", "ThreadPoolExecutor", pool),
             ("hotstart.launcher.record", "ThreadPoolExecutor", pool),
         ]
 
@@ -156,10 +159,9 @@ class Drivers:
     def _start(self, host: Host, *, is_first: bool) -> SimProcess:
         return self.world.start("driver", host, functools.partial(self._drive, is_first))
 
-    def _store(self) -> SimStore:
-        return SimStore(
-            self.world, self.bucket, may_delete=not self.world.what_fails.may_not_delete
-        )
+    def _store(self, deadline_s: float = 30.0) -> SimStore:
+        may_delete = not self.world.what_fails.may_not_delete
+        return SimStore(self.world, self.bucket, may_delete=may_delete, deadline_s=deadline_s)
 
     def _drive(self, is_first: bool, process: SimProcess) -> None:
         """As `launch.new_run` or `launch.old_run`, then `Run.execute`."""
@@ -177,6 +179,7 @@ class Drivers:
                 OwnerIdentity.of_this_process(),
                 clock=process.monotonic,
                 sleep=process.sleep,
+                beats=RunRecord(self._store(BEAT_DEADLINE_S), _RUN),
             )
         except (LauncherError, StoreError) as error:
             if type(error) is UsageError and not is_first:  # it says so of a run that is done
@@ -207,7 +210,8 @@ class Drivers:
             mine.told = True
 
         ownership.keep(interrupt)
-        decision = GiveUp(ExitCode.JOB_FAILED, "the driver failed")
+        decision, may_restart = GiveUp(ExitCode.JOB_FAILED, "the driver failed"), False
+        patience = Patience(tell=world.note, clock=process.monotonic, sleep=process.sleep)
         try:
             loop = AttemptLoop(
                 LoopSettings(Budgets(3, 0), backoff_s=1.0, stop_s=1.0),
@@ -220,23 +224,25 @@ class Drivers:
                 sleep=process.sleep,
                 rng=random.Random(world.rng.getrandbits(32)),
                 doubt=ownership.doubt,
+                patience=patience,
             )
             decision = loop.run()
         except (StoreError, LauncherError) as error:
+            may_restart = isinstance(error, StoreError)
             world.note(f"fails: {error}")
         finally:
-            ownership.stop()
             if process.alive:
                 self.checks.ends(mine)
-            self._finish(record, decision, ownership.epoch)
-
-    def _finish(self, record: RunRecord, decision: GiveUp, epoch: int) -> None:
-        code = int(decision.exit_code)
-        state = {0: "done", 130: "interrupted"}.get(code, "failed")
-        try:
-            record.finish(state, code, decision.reason, epoch=epoch)  # type: ignore[arg-type]
-        except StoreError as error:
-            self.world.note(f"the end is not recorded: {error}")
+            record_end(
+                record,
+                ownership.epoch,
+                decision,
+                may_restart=may_restart,
+                patience=patience,
+                gives_up=lambda: mine.told,
+                tell=world.note,
+            )
+            ownership.stop()
 
 
 def _plan(attempt: int, coordinator: str, size: GangSize) -> Any:

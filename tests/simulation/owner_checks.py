@@ -44,6 +44,7 @@ class OwnerChecks:
         self._silent_s: dict[SimProcess, tuple[int, float]] = {}
         bucket.on_create.append(self._created)
         bucket.on_list.append(self._listed)
+        self._claimed: set[SimProcess | None] = set()
         self._epochs: dict[int, SimProcess] = {}
         self._attempts: dict[int, SimProcess] = {}
         self.is_done = False
@@ -76,11 +77,19 @@ class OwnerChecks:
         if found is None:
             return
         self._run = found["run"]
+        if int(found["beat"]) == 0:
+            self._claimed.add(self._bucket.by)
         self._signs[int(found["epoch"])] = self.world.clocks()
 
     def _listed(self, prefix: str) -> None:
         by = self._bucket.by
-        if by is None or not self._signs or not prefix.startswith(f"{self._run}/owner/"):
+        # Who has claimed looks whether that was in time; it takes nothing by what it sees then.
+        if (
+            by is None
+            or by in self._claimed
+            or not self._signs
+            or not prefix.startswith(f"{self._run}/owner/")
+        ):
             return
         epoch = max(self._signs)
         host = by.host.name
@@ -94,6 +103,12 @@ class OwnerChecks:
         if mine.told:
             world.fail(
                 f"{mine.process.name} starts attempt {attempt} though it was superseded", TWICE
+            )
+        stopped = world.excused(world.scheduler.now_s - 1.0, mine.process, kind="stall")
+        if mine.epoch < max(self._epochs) and not (stopped or self._was_suspended(mine)):
+            world.fail(
+                f"{mine.process.name} starts attempt {attempt} though a later driver owns the run",
+                TWICE,
             )
         if self.is_done and not self._was_suspended(mine):
             world.fail(f"{mine.process.name} starts attempt {attempt} of a run that is done", TWICE)

@@ -37,13 +37,15 @@ _THREADING = (
     "hotstart.launcher.host_cache",
     "hotstart.launcher.host_store",
     "hotstart.launcher.host_uploads",
-    "hotstart.launcher.ownership",
+    "hotstart.launcher.beats",
     "hotstart.launcher.unleased",
     "hotstart.launcher.upstream",
 )
 _TIME = (
     "hotstart.cache.serving",
+    "hotstart.launcher.attempt_writer",
     "hotstart.launcher.attempts",
+    "hotstart.launcher.beats",
     "hotstart.launcher.ownership",
 )
 _UUID = ("hotstart.cache.leases", "hotstart.cache.lease_view")

@@ -99,10 +99,18 @@ def spoil(world: World, bucket: Bucket, key: str) -> None:
 class SimStore:
     """A bucket as `hotstart.cache.store.Store`, as one role sees it."""
 
-    def __init__(self, world: World, bucket: Bucket, *, may_delete: bool = True) -> None:
+    def __init__(
+        self,
+        world: World,
+        bucket: Bucket,
+        *,
+        may_delete: bool = True,
+        deadline_s: float = _DEADLINE_S,
+    ) -> None:
         self._world = world
         self._bucket = bucket
         self._may_delete = may_delete
+        self._deadline_s = deadline_s
 
     @property
     def url(self) -> str:
@@ -184,8 +192,8 @@ class SimStore:
         if error == "unanswered":
             world.scheduler.at(there_s, effect)
         if error == "late":
-            world.scheduler.at(_DEADLINE_S + world.rng.expovariate(1 / 20), effect)
-        world.scheduler.sleep(there_s if error == "lost" else _DEADLINE_S * world.rng.random())
+            world.scheduler.at(self._deadline_s + world.rng.expovariate(1 / 20), effect)
+        world.scheduler.sleep(there_s if error == "lost" else self._deadline_s * world.rng.random())
         kind = TransientError if error == "lost" else DeadlineExceeded
         raise kind(f"cannot {what}: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from hotstart.launcher.agent import Agent
 from hotstart.launcher.agent_cache import Seat
 from hotstart.launcher.event_queue import EventQueue
 from hotstart.launcher.outcome import WorkerExit
+from hotstart.launcher.owner_watch import SURE_S, Sign
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.store_check import check_readable
-from hotstart.launcher.workers import LEFT_OUT, Output
+from hotstart.launcher.workers import LEFT_OUT, Output, Unowned
 from tests.support.launch import await_true, is_running
 
 pytestmark = pytest.mark.unit
@@ -204,6 +206,29 @@ def test_agent_worker_that_ends_takes_what_it_started_in_another_session(
     lines = [line for event in seen if isinstance(event, Output) for line in event.lines]
     [child] = [int(line.split()[1]) for line in lines if line.startswith("child ")]
     await_true(lambda: not is_running(child), 2)
+
+
+def test_agent_starts_no_worker_for_a_driver_that_may_have_lost_the_run(
+    agent: Agent, tmp_path: Path
+) -> None:
+    sign = Sign(agent.now(), SURE_S)  # stopped for so long between its look and its start
+    agent.start(plan(sleeper(tmp_path), str(tmp_path)), (0, 1), 0.0, sign)
+
+    assert agent._workers == []
+    assert agent.events(0).events == ((1, Unowned(socket.gethostname())),)
+    agent.stop(0.0, False)
+    assert agent.finish()[0] == {}
+
+
+def test_agent_of_a_driver_that_polls_no_more_ends_its_workers_within_the_one_bound(
+    agent: Agent, tmp_path: Path
+) -> None:
+    sign = Sign(agent.now(), SURE_S - 0.2)
+    agent.start(plan(sleeper(tmp_path), str(tmp_path)), (0,), 0.0, sign)
+    [worker] = agent._workers
+
+    assert worker.wait(time.monotonic() + 5.0)
+    assert (1, Unowned(socket.gethostname())) in agent.events(0).events
 
 
 @pytest.mark.parametrize("readable", [True, False])

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from hotstart.cache.store import open_store
+from hotstart.launcher.beats import Ownership
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.log_view import LogView
 from hotstart.launcher.outcome import Outcome
-from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.run_logs import open_logs
 from hotstart.launcher.worker_log import WorkerLog

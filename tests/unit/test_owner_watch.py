@@ -10,8 +10,8 @@ from hotstart.cache.errors import TransientError
 from hotstart.launcher.following import Following, Keep
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.outcome import WorkerExit
-from hotstart.launcher.owner_watch import OwnerWatch
-from hotstart.launcher.ownership import OWNER_TTL_S, SURE_S, take_ownership
+from hotstart.launcher.owner_watch import SURE_S, OwnerWatch, Sign
+from hotstart.launcher.ownership import OWNER_TTL_S, take_ownership
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import Unowned
@@ -46,28 +46,33 @@ def pass_s(clock, watch, seconds: float) -> None:
 def test_owner_watch_of_a_driver_that_polls_and_beats_ends_nothing(watch, clock):
     looks, ended = watch
     for age_s in (4.0, 3.0, 0.5) * 20:
-        looks.heard(age_s)
+        assert looks.heard(Sign(clock(), age_s)) is True
         pass_s(clock, looks, 4.0)
-        looks.answered()
 
     assert ended == []
 
 
 def test_owner_watch_ends_workers_when_the_driver_is_silent(watch, clock):
     looks, ended = watch
-    looks.answered()
-    looks.heard(5.0)
+    looks.heard(Sign(clock(), 5.0))
     pass_s(clock, looks, 60.0)
 
     assert ended == [100.0 + 15.0]
 
 
+def test_owner_watch_gives_the_first_poll_of_an_attempt_no_more_time_than_others(watch, clock):
+    looks, ended = watch
+    looks.heard(Sign(clock(), 3.0))  # with the start, and then nothing
+    pass_s(clock, looks, 60.0)
+
+    assert ended == [100.0 + 17.0]
+
+
 def test_owner_watch_ends_workers_when_the_driver_cannot_beat(watch, clock):
     looks, ended = watch
     for age_s in range(0, 60, 4):
-        looks.heard(float(age_s))
+        looks.heard(Sign(clock(), float(age_s)))
         pass_s(clock, looks, 4.0)
-        looks.answered()
 
     [at_s] = ended
     assert at_s <= 100.0 + 20.0
@@ -75,18 +80,36 @@ def test_owner_watch_ends_workers_when_the_driver_cannot_beat(watch, clock):
 
 def test_owner_watch_is_not_deceived_by_a_poll_that_was_long_on_its_way(watch, clock):
     looks, ended = watch
-    looks.heard(1.0)
-    looks.answered()
-    clock.now_s += 18.0  # the poll was sent at once and comes now
-    looks.heard(1.0)
+    sent = Sign(clock(), 1.0)
+    clock.now_s += 18.0
+    looks.heard(sent)
     pass_s(clock, looks, 5.0)
 
     assert ended == [119.0]
 
 
+def test_owner_watch_is_not_deceived_by_a_start_that_was_long_on_its_way(watch, clock):
+    looks, _ = watch
+    sent = Sign(clock(), 1.0)
+    clock.now_s += 19.0
+
+    assert looks.heard(sent) is False
+
+
+def test_owner_watch_goes_by_the_latest_sign_in_whatever_order_they_come(watch, clock):
+    looks, ended = watch
+    first = Sign(clock(), 4.0)
+    clock.now_s += 5.0
+    looks.heard(Sign(clock(), 1.0))
+    looks.heard(first)
+    pass_s(clock, looks, 60.0)
+
+    assert ended == [105.0 + 19.0]
+
+
 def test_owner_watch_after_the_attempt_ends_nothing(watch, clock):
     looks, ended = watch
-    looks.heard(1.0)
+    looks.heard(Sign(clock(), 1.0))
     looks.end()
     pass_s(clock, looks, 100.0)
 

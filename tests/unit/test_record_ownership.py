@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 
 from hotstart.cache.errors import AccessDenied, TransientError
+from hotstart.launcher.beats import Ownership
 from hotstart.launcher.errors import RunOwned, UsageError
 from hotstart.launcher.identity import OwnerIdentity
-from hotstart.launcher.ownership import Ownership, take_ownership
+from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.record import RunRecord
 
 pytestmark = pytest.mark.unit

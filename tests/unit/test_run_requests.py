@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.run_status import run_status, status_lines
 from hotstart.launcher.stopping import stop_reason, stop_run, stopped_line
+from hotstart.launcher.watchers import WatcherFacts
 
 pytestmark = pytest.mark.unit
 
@@ -98,6 +99,58 @@ def test_stop_of_a_driver_that_beats_on_gives_up_at_the_timeout(record, stop, cl
     went = stop(timeout_s=10.0, during=owner.beat)
 
     assert (went.how, sum(clock.slept)) == ("waiting", 10.0)
+
+
+def test_stop_of_a_run_without_a_driver_waits_for_who_watches_over_it(record, stop, clock):
+    watcher = WatcherFacts(record, ANN)
+    watcher.come()
+
+    def look():
+        if len(clock.slept) == 4 and watcher.stop_request():
+            watcher.go()
+
+    went = stop(during=look)
+
+    assert (went.how, went.owner, sum(clock.slept)) == ("unwatched", ANN, 2.0)
+    assert watcher.stop_request()["user"] == "bob"
+    assert stopped_line("lm-1", went, 60.0, "") == (
+        "pid 41 on host-a watches over lm-1 no more; it has no driver; go on with: "
+        "hotstart restart lm-1"
+    )
+
+
+def test_stop_of_a_watcher_that_starts_a_driver_in_that_moment_stops_the_driver(
+    record, stop, clock
+):
+    watcher = WatcherFacts(record, ANN)
+    watcher.come()
+
+    def drive():
+        if len(clock.slept) == 2:
+            record.create_fact("owner/00000001/00000000", asdict(ANN))
+        if record.stop_request(1) is not None:
+            record.finish("interrupted", 130, "stopped", epoch=1)
+
+    assert stop(during=drive).how == "ended"
+
+
+def test_stop_of_a_watcher_that_does_not_answer_says_so_and_waits_for_it_once(record, stop, clock):
+    WatcherFacts(record, ANN).come()
+
+    went = stop()
+    assert (went.how, sum(clock.slept)) == ("deaf", 20.0)
+    assert stopped_line("lm-1", went, 60.0, "") == (
+        "pid 41 on host-a watched over lm-1 and has not ended: it is out of reach, or was killed; "
+        "the request stays, should it come back"
+    )
+    assert stop().how == "nobody"
+    assert sum(clock.slept) == 20.0
+
+
+def test_stop_ignores_a_watcher_that_was_killed_on_this_machine(record, clock):
+    WatcherFacts(record, DEAD).come()
+
+    assert stop_run(record, HERE, 60.0, clock=clock, sleep=clock.sleep).how == "nobody"
 
 
 def test_stop_request_is_for_one_epoch(record, stop, clock):

@@ -13,7 +13,10 @@ from hotstart.cache.store import open_store
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.ownership import take_ownership
 from hotstart.launcher.record import RunRecord
+from hotstart.launcher.stopping import stop_run
+from hotstart.launcher.watchers import live_watchers
 from hotstart.launcher.watching import Watch, Watcher, driver_command
+from tests.support.launch import await_true
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +41,8 @@ record = RunRecord(open_store(folder + "/runs"), "lm-1")
 owner = take_ownership(record, OwnerIdentity.of_this_process())
 if word == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
+if word == "unrecorded":
+    sys.exit(0)
 if word == "waits":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     print("waits", flush=True)
@@ -58,9 +63,15 @@ class Scene:
         )
         self.told: list[str] = []
 
-    def watcher(self, words: str, *overrides: str, address: str | None = None) -> Watcher:
+    def watcher(
+        self,
+        words: str,
+        *overrides: str,
+        address: str | None = None,
+        cluster_s: float | None = 0.0,
+    ) -> Watcher:
         command = [sys.executable, "-c", DRIVER, str(self.folder), words]
-        watch = Watch(command, overrides, address, 0.0)
+        watch = Watch(command, overrides, address, cluster_s)
         return Watcher(self.record, watch, self.told.append, poll_s=0.05)
 
     @property
@@ -93,6 +104,16 @@ def test_watch_restarts_after_a_kill_and_after_a_lost_cluster_until_the_run_is_d
 def test_watch_ends_with_a_run_that_is_given_up(scene: Scene) -> None:
     assert scene.watcher("fails").run() == 3
     assert scene.told == ["starting a driver", "the run is failed: fails"]
+
+
+def test_watch_of_a_run_that_is_done_but_could_not_record_it_restarts_nothing(
+    scene: Scene,
+) -> None:
+    assert scene.watcher("unrecorded").run() == 0
+    assert scene.told == [
+        "starting a driver",
+        "the run is done, though its end is not in its record",
+    ]
 
 
 def test_watch_of_a_failed_run_restarts_it_once(scene: Scene) -> None:
@@ -131,6 +152,26 @@ def test_watch_gives_up_on_a_cluster_that_does_not_answer_in_time(scene: Scene) 
     assert scene.told[-1].startswith("cannot connect to Ray at 127.0.0.1:1: ")
     assert scene.told[-1].endswith("gave up after 0 s (--wait-cluster)")
     assert scene.given == []
+
+
+def test_watch_that_waits_for_a_cluster_is_reached_by_a_stop(scene: Scene) -> None:
+    owner = take_ownership(scene.record, ELSEWHERE)
+    scene.record.finish("failed", 1, "its cluster went", epoch=owner.epoch, may_restart=True)
+    watcher, codes = scene.watcher("done", address="127.0.0.1:1", cluster_s=None), []
+    thread = threading.Thread(target=lambda: codes.append(watcher.run()))
+    thread.start()
+    await_true(lambda: any("waiting for the cluster" in line for line in scene.told), 20.0)
+    me = OwnerIdentity.of_this_process()
+    await_true(lambda: len(live_watchers(scene.record, me)) == 1, 5.0)
+    went = stop_run(scene.record, me, 20.0)
+    thread.join(20)
+
+    assert (went.how, went.owner, codes, scene.given) == ("unwatched", me, [130], [])
+    assert scene.told[-1] == (
+        f"stopped by {me.user} on {me.host} (hotstart stop); nobody looks after the run any more"
+    )
+    assert live_watchers(scene.record, me) == []
+    assert stop_run(scene.record, me, 20.0).how == "over"
 
 
 def test_watch_that_is_told_to_stop_ends_its_driver(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -133,6 +135,117 @@ def test_log_that_cannot_be_written_costs_one_warning(
     assert [r.message.partition(":")[2] for r in caplog.records] == [
         f" the output is not kept: [Errno 17] File exists: '{tmp_path}/attempt-00001'"
     ]
+
+
+class FailingDisk:
+    """What opens a log's files, on a disk of which each write may be told to fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: OSError | None = None
+        self.takes_bytes = 1 << 30  # then it is full
+        opened = Path.open
+
+        def open_(path: Path, mode: str = "r", **more: object) -> object:
+            file = opened(path, mode, **more)  # type: ignore[call-overload]
+            return self.File(self, file) if mode == "ab" else file
+
+        monkeypatch.setattr(Path, "open", open_)
+
+    class File:
+        def __init__(self, disk: FailingDisk, file: BinaryIO) -> None:
+            self._disk, self._file = disk, file
+
+        def write(self, data: bytes) -> int:
+            disk = self._disk
+            if disk.error is None and data and not disk.takes_bytes:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if disk.error is not None:
+                raise disk.error
+            taken = self._file.write(data[: disk.takes_bytes])
+            disk.takes_bytes -= taken
+            return taken
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._file, name)
+
+        def __enter__(self) -> object:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self._file.close()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
+    return FailingDisk(monkeypatch)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_log_goes_on_after_one_error_and_loses_nothing_that_it_could_hold(
+    head: Path, disk: FailingDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    log = WorkerLog(head, clock=clock)
+    log.write(b"one\n")
+    disk.error = OSError(errno.EIO, "Input/output error")
+    log.write(b"two\n")
+    disk.error = None
+    log.write(b"three\n")  # at once: not tried yet
+    assert head.read_bytes() == b"one\n"
+    clock.now_s += 1.0
+    log.write(b"four\n")
+
+    assert head.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert log.end == 19
+    assert [r.message.partition(": ")[2] for r in caplog.records] == [
+        "the output is not kept: [Errno 5] Input/output error",
+        "the output is kept again",
+    ]
+
+
+def test_log_on_a_full_disk_says_what_was_lost_and_keeps_the_latest(
+    head: Path, disk: FailingDisk
+) -> None:
+    clock = Clock()
+    log = WorkerLog(head, clock=clock, wall=clock)
+    disk.takes_bytes = 20 + len(b"0 100000\n")
+    log.write(b"0123456789\nabcdefghijklm\n")  # 9 bytes of its second line are taken
+    assert log.end == 20
+    for number in range(7000):
+        log.write(b"line %04d\n" % number)  # 70,000 bytes: more than it holds
+    disk.takes_bytes = 1 << 30
+    clock.now_s += 1.0
+    log.write(b"the end\n")
+    log.close()
+
+    lines = shown(DirectoryLogs(head.parents[1]))
+    assert lines[:3] == [
+        "0: 0123456789",
+        "0: abcdefghi",
+        "0: ... 4475 bytes lost here: No space left on device",
+    ]
+    assert lines[3:] == [*(f"0: line {number:04d}" for number in range(447, 7000)), "0: the end"]
+
+
+def test_log_of_a_disk_that_stays_full_gives_its_last_words_to_the_bucket(
+    head: Path, disk: FailingDisk, bucket: Bucket, shipper: Callable[..., LogShipper]
+) -> None:
+    log, ships = WorkerLog(head, wall=lambda: 0.0), shipper()
+    disk.takes_bytes = 6 + len(b"0 0\n")
+    ships.add(1, 0, log)
+    log.write(b"first\n")
+    log.write(b"No space left on device\n")
+    log.close()
+
+    assert ships.flush(5.0) is True
+    assert shown(BucketLogs(bucket)) == ["0: first", "0: No space left on device"]
 
 
 class Bucket(MemoryStore):

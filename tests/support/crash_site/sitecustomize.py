@@ -33,7 +33,7 @@ _STORE = "hotstart.launcher.host_store:HostStore."
 _SOURCES = "hotstart.launcher.sources:Sources."
 _DESK = "hotstart.launcher.coordinator:_Desk."
 _RECORD = "hotstart.launcher.record:RunRecord."
-_OWNERSHIP = "hotstart.launcher.ownership:Ownership."
+_OWNERSHIP = "hotstart.launcher.beats:Ownership."
 _GANG = "hotstart.launcher.gang:Gang."
 
 # `<role>: <step>`: a function, when to die with respect to it, and texts that its arguments must
