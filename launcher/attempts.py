@@ -183,7 +183,7 @@ class AttemptLoop:
             "cost_per_worker_hour": self._settings.cost_per_worker_hour,
         }
         self._record.start_attempt(number, info)
-        self._watcher.attempt_started(number)
+        self._watcher.attempt_started(number, gang.size)
         try:
             gang.start(plan, decided_at)
             return Following(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -33,7 +34,7 @@ from hotstart.launcher.errors import (
     RecordUnreachable,
     UsageError,
 )
-from hotstart.launcher.facts import FinalState
+from hotstart.launcher.facts import FinalState, RunEnd
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
@@ -68,7 +69,7 @@ _FINAL: dict[int, FinalState] = {0: "done", 130: "interrupted"}
 
 
 class Run:
-    """A run that this process owns. `execute` blocks until it is over."""
+    """A run that this process owns. `execute` blocks until it is over; `end` is set then."""
 
     def __init__(
         self,
@@ -97,11 +98,17 @@ class Run:
         self._only_warm = only_warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
+        self.end: RunEnd | None = None
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.record.name
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this process owns it."""
+        return self._ownership.epoch
 
     @property
     def superseded(self) -> bool:
@@ -164,7 +171,7 @@ class Run:
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda attempt: self._place(attempt, tell, cold),
+                    lambda attempt: self._place(attempt, tell, live, cold),
                     self._plan,
                     live,
                     self._interrupted.is_set,
@@ -194,12 +201,18 @@ class Run:
             self._finish(decision, may_restart)
         return decision
 
-    def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
+    def _place(self, attempt: int, tell: Any, watcher: Watcher, cold: ColdStart) -> Gang | None:
         from hotstart.launcher.place_gang import Wishes, place_gang
 
         config = self.config
         cold.settle(_COLD_S)
-        wishes = Wishes(config, config.timeouts.placement_s, self._interrupted.is_set, tell)
+        wishes = Wishes(
+            config,
+            config.timeouts.placement_s,
+            self._interrupted.is_set,
+            tell,
+            waits=functools.partial(watcher.waiting, attempt),
+        )
         gang = place_gang(wishes, lambda size: self._plan(attempt, "", size))
         if gang is None:
             return None
@@ -265,14 +278,15 @@ class Run:
             return False
 
     def _finish(self, decision: GiveUp, may_restart: bool) -> None:
-        code = int(decision.exit_code)
+        code, epoch = int(decision.exit_code), self._ownership.epoch
         state = _FINAL.get(code, "failed")
+        self.end = RunEnd(epoch, state, code, decision.reason, may_restart)
         try:
             self.record.finish(
                 state,
                 code,
                 decision.reason,
-                epoch=self._ownership.epoch,
+                epoch=epoch,
                 may_restart=may_restart,
             )
         except StoreError as error:

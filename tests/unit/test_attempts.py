@@ -164,10 +164,15 @@ class Told:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.reached_last: dict[int, Reached] = {}
+        self.all_ready: list[tuple[int, float]] = []
         self.first_steps: list[tuple[int, float]] = []
         self.ended: list[tuple[int, Outcome, Restart | GiveUp]] = []
 
-    def attempt_started(self, attempt: int) -> None:
+    def waiting(self, attempt: int, need: str, left_s: float) -> None:
+        pass
+
+    def attempt_started(self, attempt: int, size: GangSize) -> None:
         self.lines.append(f"attempt {attempt}")
 
     def differs(self, attempt: int, difference: str) -> None:
@@ -177,10 +182,16 @@ class Told:
         self.lines += output.lines
 
     def reached(self, reached: Reached) -> None:
-        pass
+        self.reached_last[reached.process_index] = reached
 
-    def notice(self, attempt: int, notice: str) -> None:
+    def notice(self, attempt: int, notice: PreemptionNotice) -> None:
         self.lines.append(f"attempt {attempt}: {notice}")
+
+    def ready(self, attempt: int, seconds: float) -> None:
+        self.all_ready.append((attempt, seconds))
+
+    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
+        pass
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))
@@ -425,6 +436,18 @@ def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
     bench._place = lambda attempt: Late(bench.scripts, bench.calls, "gang 1")  # type: ignore[method-assign]
     assert bench.run().exit_code == ExitCode.DONE
     assert bench.told.lines == ["attempt 1", "attempt 2", "second"]
+
+
+def test_loop_tells_when_all_are_in_user_code_and_where_each_was_at_its_end() -> None:
+    entered = [Reached(index, "host-a", "user_code", None) for index in range(COUNT)]
+    report = {"host": "host-a", "phases": {"first_step": 1.0}, "last_step": 9, "cache": {"hits": 2}}
+    bench = Bench(Script([entered, [ended(0), ended(1)]], reports={0: report, 1: {}}))
+    bench.run()
+    assert bench.told.all_ready == [(1, 0.0)]
+    assert bench.told.reached_last == {
+        0: Reached(0, "host-a", "first_step", 9, hits=2),
+        1: entered[1],
+    }
 
 
 def test_loop_worker_reports_are_recorded_by_attempt() -> None:
