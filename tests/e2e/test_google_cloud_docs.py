@@ -68,14 +68,15 @@ def test_commands_of_the_page_do_what_it_says(
         ("bucket create", 0),
         ("bucket check", 0),
         ("bucket check", 0),
+        ("bucket check", 0),
         ("bucket check", 1),
         ("doctor", 0),
         ("doctor examples/bytelm/job.yaml", 0),
     ]
     assert f"made gs://{name}\n" in told[0][2]
-    assert "no rule deletes entries" in told[3][2]
-    assert f"gs://{name}/cache: can be read and written, " in told[5][2]
-    assert f"gs://{name}/runs: can be read, " in told[5][2]
+    assert "no rule deletes entries" in told[4][2]
+    assert f"gs://{name}/cache: can be read and written, " in told[6][2]
+    assert f"gs://{name}/runs: can be read, " in told[6][2]
 
 
 def test_page_names_the_settings_that_a_new_bucket_gets() -> None:
