@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.gcs_emulator import GcsEmulator, create_bucket
 from tests.support.gcs_json_api import GcsJsonApi, gcs_json_api
-from tests.support.google_machine import metadata_server
 from tests.support.launch import Site, site
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.e2e
 
@@ -49,10 +49,10 @@ def test_commands_of_the_page_do_what_it_says(
     name = f"docs-{uuid.uuid4().hex[:12]}"
     create_bucket(emulator.url, name)  # for its objects
     told = []
-    with metadata_server() as machine:
+    with metadata_server() as server:
         env = {
             "STORAGE_EMULATOR_HOST": api.url,
-            "GCE_METADATA_HOST": machine,
+            "GCE_METADATA_HOST": server.address,
             "RAY_ADDRESS": "local",
             "JAX_PLATFORMS": "cpu",
         }

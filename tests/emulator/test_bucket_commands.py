@@ -21,7 +21,7 @@ from hotstart.cache.lifecycle import Layout, entries_rule
 from hotstart.launcher.cli import main
 from tests.support.gcs_emulator import GcsEmulator
 from tests.support.gcs_json_api import ALL, GcsJsonApi, gcs_json_api
-from tests.support.google_machine import metadata_server
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.emulator
 
@@ -50,8 +50,8 @@ def api(_running: GcsJsonApi, monkeypatch: pytest.MonkeyPatch) -> GcsJsonApi:
 @pytest.fixture
 def on_google(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine in us-central1 of the project `jobs`."""
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         monkeypatch.delenv("NO_GCE_CHECK", raising=False)
         yield
 

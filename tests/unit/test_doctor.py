@@ -14,7 +14,7 @@ import pytest
 from hotstart.conf.load import load_job
 from hotstart.launcher import doctor_host, doctor_places
 from hotstart.launcher.doctor import Asked, Line, Probe, examine, render, would_launch
-from tests.support.google_machine import metadata_server
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.unit
 
@@ -222,8 +222,8 @@ def test_credentials_of_gcloud_are_found(tmp_path: Path, monkeypatch: pytest.Mon
 def test_credentials_of_a_google_machine_are_its_service_account(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         line = credentials()
     assert line == Line(
         "credentials", "job@jobs.iam.gserviceaccount.com", "this machine's metadata server"
