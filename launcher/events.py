@@ -9,6 +9,7 @@ driver of a run as things happen (`Events`), or who follows its record (`recorde
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -269,9 +270,18 @@ def _summed(attempt: Mapping[str, Any]) -> dict[str, Any]:
 def take_stdout() -> TextIO:
     """Standard output for events alone; what else is printed there goes to standard error.
 
-    So is what native code and child processes print: their descriptor is 1.
+    So is what native code and child processes print: their descriptor is 1. Where either is closed
+    what is for it goes nowhere.
     """
+    if sys.stdout is None:
+        return open(os.devnull, "w", encoding="utf-8")
     sys.stdout.flush()
-    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(2, sys.stdout.fileno())
+    number = sys.stdout.fileno()
+    # Not at 2, were that free: whatever writes to standard error would write there.
+    stream = os.fdopen(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3), "w", encoding="utf-8")
+    try:
+        os.dup2(2, number)
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), number)
     return stream

@@ -360,6 +360,20 @@ def test_status_follow_without_json_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_events_with_a_stream_that_is_closed_go_on(closed: int) -> None:
+    shell = f'exec "$0" -c "$1" {closed}>&-'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, PRINTS.replace("subprocess.run", "# ")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == (
+        [] if closed == 1 else ["note"]
+    )
+
+
 def test_events_whose_reader_has_gone_do_not_end_the_run() -> None:
     program = PRINTS.replace("printer.flush(5)", "printer.flush(5); print('went on', flush=True)")
     reader, writer = os.pipe()
