@@ -86,7 +86,8 @@ class Finding:
     """Something that is not as it should be.
 
     command: what a person can run to mend it. patch: what `--fix` sends of the bucket's resource;
-    None where it can't be mended in place.
+    None where it can't be mended in place. others: what that changes for whoever else uses the
+    bucket, so that it takes `--fix-all`; empty where it is about the cache's entries alone.
     """
 
     subject: str
@@ -95,6 +96,7 @@ class Finding:
     why: str
     command: str
     patch: Mapping[str, Any] | None = None
+    others: str = ""
 
 
 def facts_from(resource: Mapping[str, Any]) -> BucketFacts:
@@ -167,10 +169,15 @@ def role_of(permissions: Iterable[str]) -> str | None:
     return role
 
 
-def patch_of(findings: Sequence[Finding]) -> dict[str, Any]:
-    """All patches in one; empty where nothing can be mended in place."""
+def patch_of(findings: Sequence[Finding], *, whole_bucket: bool) -> dict[str, Any]:
+    """All patches in one; empty where nothing can be mended in place.
+
+    Without `whole_bucket` those that change nothing for others.
+    """
     merged: dict[str, Any] = {}
-    for finding in findings:
+    own = [finding for finding in findings if not finding.others]
+    # Last, for their rules are the whole bucket's.
+    for finding in own + [f for f in findings if f.others and whole_bucket]:
         for key, value in (finding.patch or {}).items():
             known = merged.get(key)
             if isinstance(known, dict) and isinstance(value, Mapping):

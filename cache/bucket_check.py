@@ -66,7 +66,10 @@ def _called(role: str | None) -> str:
 def _lifecycle(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
     layout, length_s = wanted.layout, wanted.run_length_s
     found = deletions(facts.rules)
-    patch = {"lifecycle": {"rule": mended_rules(facts.rules, layout, length_s)}}
+    own, whole = (
+        {"lifecycle": {"rule": mended_rules(facts.rules, layout, length_s, whole_bucket=all_of_it)}}
+        for all_of_it in (False, True)
+    )
     options = "" if length_s is None else f" --run-length {days_of(length_s)}d"
     if wanted.soft_delete_s:
         options += f" --soft-delete {wanted.soft_delete_s // 86_400}d"
@@ -76,6 +79,7 @@ def _lifecycle(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
     days = None if length_s is None else days_of(length_s)
     if days is not None:
         should += f", after {shown_days(days)} or more"
+    others = "what that rule deletes elsewhere stays, until another rule deletes it"
     wide = [d for d in found if d.catches_more_than(layout)]
     for deletion in wide:
         caught = ", ".join(one or "everything" for one in deletion.prefixes)
@@ -84,18 +88,22 @@ def _lifecycle(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             f"{caught} is deleted after {shown_days(deletion.age_days)}",
             should,
             "entries can be compiled again; manifests, run records, checkpoints and logs can't",
-            command,
-            patch,
+            f"{command}-all",
+            whole,
+            others,
         )
     age_days = shortest_age(facts.rules, layout.entries)
     if age_days is not None and days is not None and age_days < days:
+        left_days = shortest_age(own["lifecycle"]["rule"], layout.entries)
+        is_own = left_days is not None and left_days >= days
         yield Finding(
             "lifecycle",
             f"entries are deleted after {shown_days(age_days)}",
             should,
             f"a restart late in a run of {shown_days(days)} would compile again",
-            command,
-            patch,
+            command if is_own else f"{command}-all",
+            own if is_own else whole,
+            "" if is_own else others,
         )
     if not any(deletion.covers(layout.entries) for deletion in found):
         unknown = length_s is None
@@ -105,7 +113,7 @@ def _lifecycle(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             should,
             "entries of old programs and versions stay for ever, and are paid for",
             command.replace(" --fix", " --run-length 10d --fix") if unknown else command,
-            None if unknown else patch,
+            None if unknown else own,
         )
     for rule in facts.rules:
         change = class_change_of(rule)
@@ -130,6 +138,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "requests that name no project to charge are refused, and hotstart's name none",
             f"{update} --no-requester-pays",
             {"billing": {"requesterPays": False}},
+            "the bucket's project pays for what others read",
         )
     if facts.retention_s:
         yield Finding(
@@ -149,6 +158,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "an object's own access list can let others write what every reader runs",
             f"{update} --uniform-bucket-level-access",
             {"iamConfiguration": {"uniformBucketLevelAccess": {"enabled": True}}},
+            "who reads or writes by an object's own access list can't any more",
         )
     if not facts.public_access_prevented:
         yield Finding(
@@ -158,6 +168,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "one wrong role for allUsers, and the world reads or writes what every reader runs",
             f"{update} --public-access-prevention",
             {"iamConfiguration": {"publicAccessPrevention": "enforced"}},
+            "who reads anything in it as the public can't any more",
         )
     if facts.autoclass:
         yield Finding(
@@ -167,6 +178,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "it charges for each object, and moves what wasn't read for a month",
             f"{update} --no-enable-autoclass",
             {"autoclass": {"enabled": False}},
+            "their objects stay in the class that they have",
         )
     if facts.storage_class != "STANDARD":
         yield Finding(
@@ -177,6 +189,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "already keeps its class",
             f"{update} --default-storage-class=STANDARD",
             {"storageClass": "STANDARD"},
+            "their new objects are Standard too",
         )
     if facts.versioned:
         yield Finding(
@@ -186,6 +199,7 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             "what is deleted, by age too, stays as a noncurrent version and is paid for",
             f"{update} --no-versioning",
             {"versioning": {"enabled": False}},
+            "what they overwrite or delete can't be brought back",
         )
     if facts.soft_delete_s > wanted.soft_delete_s:
         shown = _shown_soft_delete(wanted.soft_delete_s)
@@ -199,6 +213,8 @@ def _settings(facts: BucketFacts, wanted: Wanted) -> Iterator[Finding]:
             if not wanted.soft_delete_s
             else f"{update} --soft-delete-duration={wanted.soft_delete_s}s",
             {"softDeletePolicy": {"retentionDurationSeconds": str(wanted.soft_delete_s)}},
+            "what they delete can't be brought back"
+            + (f" after {shown}" if wanted.soft_delete_s else ""),
         )
 
 

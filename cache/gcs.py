@@ -293,7 +293,7 @@ class GcsStore:
     def _missing(self, action: str) -> StoreMissing:
         return StoreMissing(
             f"cannot {action}: there is no bucket gs://{self._bucket}; create it "
-            f"(gcloud storage buckets create gs://{self._bucket}) or correct the location"
+            f"(hotstart bucket create gs://{self._bucket} --run-length 10d) or correct the location"
         )
 
 

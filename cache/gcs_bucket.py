@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from hotstart.cache.bucket import PERMISSIONS
-from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing
+from hotstart.cache.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    StoreError,
+    StoreMissing,
+    TransientError,
+)
 from hotstart.cache.gcs_answers import NotFound, PreconditionFailed, Taken, parse
 from hotstart.cache.gcs_client import GcsClient, prepare
 from hotstart.cache.retry import retry_policy
+
+_LOOK_S = 5.0
 
 
 class GcsBucket:
@@ -52,18 +60,28 @@ class GcsBucket:
                 "roles/storage.bucketViewer and roles/storage.admin have"
             ) from error
 
-    def create(self, resource: Mapping[str, Any], project: str) -> bool:
-        """Make the bucket in a project; False where the name is taken, by whomever."""
+    def create(self, resource: Mapping[str, Any], project: str) -> bool | None:
+        """Make the bucket in a project; False where the name is taken, by whomever.
+
+        None where an answer was lost and the bucket is there: it may have been made by this.
+        """
+        lost: list[TransientError] = []
         try:
             self._send(
                 f"create {self.url} in project {project}",
                 "POST",
                 "b",
                 content=resource,
+                lost=lost,
                 project=project,
             )
         except Taken:
-            return False
+            return None if lost else False
+        except DeadlineExceeded as error:
+            otherwise = f"hotstart bucket check {self.url} tells whether it was made"
+            if self._look(error, otherwise) is not None:
+                return None
+            raise StoreError(f"{error}; there is no bucket {self.url} now") from error
         except AccessDenied as error:
             raise AccessDenied(
                 f"{error}; buckets are made with storage.buckets.create, which roles/storage.admin "
@@ -73,19 +91,22 @@ class GcsBucket:
             raise StoreError(f"{error}: is there a project {project}?") from error
         return True
 
-    def patch(self, changes: Mapping[str, Any], metageneration: int) -> dict[str, Any]:
-        """Change settings that still are as they were read; the resource after that.
+    def patch(self, changes: Mapping[str, Any], metageneration: int) -> None:
+        """Change settings that still are as they were read.
 
-        Of lists, such as the lifecycle's rules, the new one takes the place of the old.
+        Of lists, such as the lifecycle's rules, the new one takes the place of the old. Where an
+        answer was lost they are read again: it is an error only if they are not so then.
         """
         action = f"change the settings of {self.url}"
+        lost: list[TransientError] = []
         try:
-            return self._send(
+            self._send(
                 action,
                 "PATCH",
                 "b/{}",
                 self.name,
                 content=changes,
+                lost=lost,
                 ifMetagenerationMatch=str(metageneration),
                 projection="noAcl",
             )
@@ -95,9 +116,24 @@ class GcsBucket:
                 "roles/storage.admin has"
             ) from error
         except PreconditionFailed as error:
+            if lost and _holds(self.read(), changes):
+                return
             raise StoreError(
                 f"cannot {action}: somebody else has changed them just now; look again"
             ) from error
+        except DeadlineExceeded as error:
+            now = self._look(error, "look again: they may have been changed")
+            if now is None or not _holds(now, changes):
+                raise StoreError(f"{error}; the change is not there now") from error
+
+    def _look(self, error: StoreError, otherwise: str) -> dict[str, Any] | None:
+        """The resource after the last answer was lost too, None without a bucket."""
+        try:
+            return GcsBucket(self.name, deadline_s=min(self._deadline_s, _LOOK_S)).read()
+        except StoreMissing:
+            return None
+        except StoreError:
+            raise StoreError(f"{error}; {otherwise}") from error
 
     def permissions(self) -> frozenset[str] | None:
         """Those of `PERMISSIONS` that this identity has on the bucket itself.
@@ -133,6 +169,7 @@ class GcsBucket:
         path: str,
         *path_parts: str,
         content: Mapping[str, Any] | None = None,
+        lost: list[TransientError] | None = None,
         **parameters: Any,
     ) -> dict[str, Any]:
         with contextlib.suppress(Exception):  # the request says what is wrong
@@ -141,17 +178,31 @@ class GcsBucket:
         data = None if content is None else json.dumps(content).encode()
 
         def attempt() -> dict[str, Any]:
-            _, body = self._client.request(
-                action,
-                max(0.0, deadline - time.monotonic()),
-                method,
-                path,
-                *path_parts,
-                headers=None if data is None else {"Content-Type": "application/json"},
-                data=data,
-                operation_s=self._deadline_s,
-                **parameters,
-            )
-            return parse(action, body)
+            try:
+                _, body = self._client.request(
+                    action,
+                    max(0.0, deadline - time.monotonic()),
+                    method,
+                    path,
+                    *path_parts,
+                    headers=None if data is None else {"Content-Type": "application/json"},
+                    data=data,
+                    operation_s=self._deadline_s,
+                    **parameters,
+                )
+                return parse(action, body)
+            except TransientError as error:
+                if lost is not None:  # it may have been done all the same
+                    lost.append(error)
+                raise
 
         return retry_policy(deadline_s=self._deadline_s)(attempt)
+
+
+def _holds(resource: Any, changes: Any) -> bool:
+    """Whether a resource has all that a patch sets."""
+    if isinstance(changes, Mapping):
+        return isinstance(resource, Mapping) and all(
+            _holds(resource.get(key), value) for key, value in changes.items()
+        )
+    return bool(resource == changes)

@@ -113,12 +113,15 @@ def deletions(rules: Sequence[Rule]) -> list[Deletion]:
     return [found for rule in rules if (found := deletion_of(rule)) is not None]
 
 
-def mended_rules(rules: Sequence[Rule], layout: Layout, run_length_s: float | None) -> list[Rule]:
+def mended_rules(
+    rules: Sequence[Rule], layout: Layout, run_length_s: float | None, *, whole_bucket: bool
+) -> list[Rule]:
     """The rules with one for the entries alone, no shorter than the run.
 
-    Of rules that touch the entries or the runs, only prefixes that touch neither are left. An age
-    beyond the run's length is kept. Where the length is not known and no rule tells an age, there
-    is none for the entries, which then stay.
+    With `whole_bucket`, of rules that touch the entries or the runs only prefixes that touch
+    neither are left; else all but the prefixes of entries alone are left, for these are nobody
+    else's. An age beyond the run's length is kept. Where the length is not known and no rule
+    tells an age, there is none for the entries, which then stay.
     """
     kept: list[Rule] = []
     ages = [] if run_length_s is None else [days_of(run_length_s)]
@@ -127,15 +130,20 @@ def mended_rules(rules: Sequence[Rule], layout: Layout, run_length_s: float | No
         if deletion is None:
             kept.append(rule)
             continue
-        if deletion.catches(layout.entries):
+        if whole_bucket:
+            left = [
+                one
+                for one in deletion.prefixes
+                if not _overlap(one, layout.entries)
+                and not (layout.runs is not None and _overlap(one, layout.runs))
+            ]
+        else:
+            left = [one for one in deletion.prefixes if not one.startswith(layout.entries)]
+        if any(_overlap(one, layout.entries) for one in deletion.prefixes if one not in left):
             ages.append(deletion.age_days)
-        left = [
-            one
-            for one in deletion.prefixes
-            if not _overlap(one, layout.entries)
-            and not (layout.runs is not None and _overlap(one, layout.runs))
-        ]
-        if left:
+        if left == list(deletion.prefixes):
+            kept.append(rule)
+        elif left:
             condition = {**rule.get("condition", {}), "matchesPrefix": left}
             kept.append({**rule, "condition": condition})
     age_days = max(ages, default=0)

@@ -80,7 +80,7 @@ def retry_policy(
         tries = "1 try" if state.attempt_number == 1 else f"{state.attempt_number} tries"
         raise DeadlineExceeded(
             f"{failure}; given up after {clock() - started:.1f} s and {tries} "
-            f"(the deadline is {deadline_s:g} s)"
+            f"(the deadline is {round(deadline_s, 1):g} s)"
         ) from failure
 
     return tenacity.Retrying(

@@ -189,7 +189,7 @@ class AttemptLoop:
         }
         if not self._writer.start(number, info, self._may_start, self._pause):
             return None
-        self._watcher.attempt_started(number)
+        self._watcher.attempt_started(number, gang.size)
         try:
             gang.start(plan, decided_at)
             return Following(

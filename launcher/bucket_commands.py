@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotstart.launcher.bucket_shown import show
+from hotstart.launcher.bucket_shown import Tried, show
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.foreground import json_option
 
@@ -152,18 +152,22 @@ def create(
         raise UsageError("this is no Google Cloud machine, so give --project, the jobs' project")
     wanted = _wanted(prefix, run_length, location, project, soft_delete, "writer")
     made = GcsBucket(name)
-    is_new = made.create(new_bucket(name, location, wanted), project)
+    created = made.create(new_bucket(name, location, wanted), project)
     try:
         facts = _facts(made, wanted, machine)
     except AccessDenied as error:
-        if is_new:
+        if created is not False:
             raise
         raise UsageError(
             f"gs://{name} is somebody else's, or hidden from this identity: bucket names are one "
             "for all of Google Cloud; choose another name"
         ) from error
-    said = f"made gs://{name}" if is_new else f"gs://{name} exists already, and is left as it is"
-    show(facts, wanted, as_json, said=said, created=is_new)
+    said = {
+        True: f"made gs://{name}",
+        False: f"gs://{name} exists already, and is left as it is",
+        None: f"gs://{name} is there; an answer was lost, so it is not known whether this made it",
+    }[created]
+    show(facts, wanted, as_json, said=said, created=created)
 
 
 @bucket.command(epilog="\b\nExamples:\n  hotstart bucket check gs://NAME --run-length 10d\n"
@@ -187,7 +191,14 @@ def create(
     show_default=True,
     help="What this identity should be: repairers also delete bad entries and ended leases.",
 )
-@click.option("--fix", is_flag=True, help="Mend what can be mended in place, and look again.")
+@click.option(
+    "--fix", is_flag=True, help="Mend what is about the cache's entries alone, and look again."
+)
+@click.option(
+    "--fix-all",
+    is_flag=True,
+    help="Mend what changes the bucket for others who use it too, such as access and soft delete.",
+)
 @json_option
 def check(
     url: str,
@@ -198,6 +209,7 @@ def check(
     soft_delete: float,
     role: str,
     fix: bool,
+    fix_all: bool,
     as_json: bool,
 ) -> None:
     """Tell what is not as it should be with the bucket of a cache, why, and what mends it."""
@@ -215,14 +227,15 @@ def check(
     looked_at = GcsBucket(name)
     facts = _facts(looked_at, wanted, machine)
     mended: list[Finding] = []
-    if fix:
+    if fix or fix_all:
         before = check_bucket(facts, wanted)
-        if patch := patch_of(before):
+        if patch := patch_of(before, whole_bucket=fix_all):
             looked_at.patch(patch, facts.metageneration)
             facts = _facts(looked_at, wanted, machine)
             after = check_bucket(facts, wanted)
             mended = [finding for finding in before if finding not in after]
-    show(facts, wanted, as_json, mended=mended, tried=fix)
+    tried: Tried | None = "all" if fix_all else "own" if fix else None
+    show(facts, wanted, as_json, mended=mended, tried=tried)
 
 
 def _parse(url: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hotstart.cache.bucket import BucketFacts, Finding, Wanted
 
 _FINDINGS = 1
+
+Tried = Literal["own", "all"]  # `--fix`, `--fix-all`
 
 
 def show(
@@ -23,12 +25,12 @@ def show(
     said: str | None = None,
     created: bool | None = None,
     mended: list[Finding] | None = None,
-    tried: bool = False,
+    tried: Tried | None = None,
 ) -> NoReturn:
     """Print all that was found, and exit with 1 where that is anything, else with 0.
 
-    `said` comes before it, with `created` in JSON; `mended` is what was found before, and `tried`
-    says that all was mended that can be.
+    `said` comes before it, with `created` in JSON, which is None where that is not known; `mended`
+    is what was found before, and `tried` what was to be mended.
     """
     from hotstart.cache.bucket import not_looked_at, role_of
     from hotstart.cache.bucket_check import check_bucket
@@ -44,7 +46,7 @@ def show(
             "not_looked_at": unknown,
             "role": role,
         }
-        if created is not None:
+        if said is not None:
             shown["created"] = created
         click.echo(json.dumps(shown, indent=2))
         sys.exit(_FINDINGS if findings else 0)
@@ -59,15 +61,24 @@ def show(
         + (f"; this identity is a {role}" if role not in (None, "none") else "")
     )
     for finding in findings:
-        by_hand = " (not by --fix)" if tried or finding.patch is None else ""
         click.echo(f"  {finding.subject}: {finding.found}; should be {finding.wanted}")
         click.echo(f"    why: {finding.why}")
-        click.echo(f"    mend{by_hand}: {finding.command}")
+        if finding.others:
+            click.echo(f"    for others who use the bucket: {finding.others}")
+        click.echo(f"    mend{_by_hand(finding, tried)}: {finding.command}")
     for text in unknown:
         click.echo(f"  not looked at: {text}")
-    if not tried and any(finding.patch for finding in findings):
-        click.echo("--fix mends what can be mended in place")
+    if tried is None and any(finding.patch and not finding.others for finding in findings):
+        click.echo("--fix mends what is about the cache's entries alone")
+    if tried != "all" and any(finding.patch and finding.others for finding in findings):
+        click.echo("--fix-all mends what changes the bucket for others too: see each of them above")
     sys.exit(_FINDINGS if findings else 0)
+
+
+def _by_hand(finding: Finding, tried: Tried | None) -> str:
+    if finding.patch is not None and finding.others and tried != "all":
+        return "" if finding.command.endswith(" --fix-all") else ", or --fix-all"
+    return " (not by --fix)" if tried or finding.patch is None else ""
 
 
 def _as_json_of(finding: Finding) -> dict[str, Any]:

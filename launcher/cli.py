@@ -16,8 +16,8 @@ from hotstart.launcher.foreground import (
     EXIT_CODES,
     address_option,
     check_cluster,
+    events_option,
     follow,
-    json_option,
 )
 
 # By module, imported when one of its commands is called: a launch does not wait for the others.
@@ -81,12 +81,13 @@ def main(verbose: int) -> None:
 @main.command(epilog="\b\nExamples:\n  hotstart launch job.yaml\n"
               "  hotstart launch job.yaml workers=4 cache.location=gs://bucket/cache\n"
               "  hotstart launch job.yaml workers=2..8   # as many as there is room for\n"
-              "  hotstart launch job.yaml --dry-run\n\n" + EXIT_CODES)  # fmt: skip
+              "  hotstart launch job.yaml --dry-run\n"
+              "  hotstart launch job.yaml --json\n\n" + EXIT_CODES)  # fmt: skip
 @click.argument("job", metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 @click.option("--dry-run", is_flag=True, help="Print what would be run, and start nothing.")
 @address_option
-@json_option
+@events_option
 def launch(
     job: str, overrides: tuple[str, ...], dry_run: bool, address: str | None, as_json: bool
 ) -> None:

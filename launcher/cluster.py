@@ -156,13 +156,14 @@ def check_address(address: str | None) -> None:
 def choose(address: str | None) -> Choice:
     """What `connect` would do with this `address`. Starts nothing; blocks for at most 5 s."""
     source = "--address" if address else "environment RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if address != "auto":
-        return Choice(address, source)
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named and named != "auto":
+        return Choice(named, source)
     running = _started_here()
     if running is not None:
         return Choice(running, "running on this machine")
-    return Choice("local", "no --address, no RAY_ADDRESS, and none runs on this machine")
+    why = f"{source} is auto" if named else "no --address, no RAY_ADDRESS"
+    return Choice("local", f"{why}, and none runs on this machine")
 
 
 def _resolved(address: str | None) -> str:

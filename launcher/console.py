@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-from hotstart.launcher.outcome import GiveUp, Outcome, Restart
+from hotstart.launcher.outcome import GiveUp, Outcome, Restart, WorkerExit
 from hotstart.launcher.panel import Panel
+from hotstart.launcher.placement import GangSize
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.workers import LEFT_OUT, Output, Reached
 
 _COLORS = (36, 35, 33, 32, 34, 31)
@@ -75,7 +77,10 @@ class Console:
     def _draw(self) -> str:
         return self._panel.drawn(shutil.get_terminal_size().columns)
 
-    def attempt_started(self, attempt: int) -> None:
+    def waiting(self, attempt: int, need: str, left_s: float) -> None:
+        self.say(f"{need}; waiting up to {left_s:.0f} s")
+
+    def attempt_started(self, attempt: int, size: GangSize) -> None:
         self._panel.attempt_started(attempt)
         self.say(f"{self._run}: attempt {attempt} started")
 
@@ -90,8 +95,14 @@ class Console:
     def differs(self, attempt: int, difference: str) -> None:
         self.say(f"attempt {attempt}: warning: {difference}")
 
-    def notice(self, attempt: int, notice: str) -> None:
+    def notice(self, attempt: int, notice: PreemptionNotice) -> None:
         self.say(f"attempt {attempt}: {notice}")
+
+    def ready(self, attempt: int, seconds: float) -> None:
+        pass  # the panel shows it
+
+    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
+        pass  # the attempt's end says who ended it
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.say(f"attempt {attempt}: first step after {seconds:.1f} s")

@@ -49,6 +49,7 @@ def doctor(job: str | None, overrides: tuple[str, ...], address: str | None, as_
             Probe("ray", doctor_places.ray, doctor_places.RAY_S),
             Probe("devices", doctor_host.devices, doctor_host.DEVICES_S),
             Probe("store", doctor_places.stores, doctor_places.STORES_S),
+            Probe("secrets", doctor_places.secrets, 5),
             Probe("signing keys", doctor_places.signing_keys, 5),
             Probe("node directory", doctor_host.node_directory, 5),
             Probe("home", doctor_host.home, 5),

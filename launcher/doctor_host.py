@@ -91,6 +91,8 @@ def devices(asked: Asked) -> Iterator[Line]:
         yield Line("devices", f"{count} x {platform} ({', '.join(kinds)})", source)
         return
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if "Error" in last and ":" not in last:  # a bare AssertionError, where a plugin is missing
+        last = f"JAX's plugin for {wanted or 'it'} is not installed, or finds none ({last})"
     elsewhere = "" if asked.starts_ray else "; workers run on the cluster, which may have them"
     yield Line(
         "devices",

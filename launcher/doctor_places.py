@@ -14,26 +14,40 @@ from pathlib import Path
 from hotstart.cache.errors import StoreError
 from hotstart.cache.keyring import KEY_FILE_VARIABLE, KEYS_VARIABLE, load_keyring
 from hotstart.cache.store import open_store
-from hotstart.launcher.cluster import check_address, check_hosts, choose
+from hotstart.conf.schema import JobConfig
+from hotstart.launcher.cluster import Choice, check_address, check_hosts, choose
 from hotstart.launcher.doctor import Asked, Line
 from hotstart.launcher.doctor_host import folder_problem, free_space
-from hotstart.launcher.errors import LauncherError
+from hotstart.launcher.errors import LauncherError, SecretUnavailable
 from hotstart.launcher.launch import cache_config_of
-from hotstart.launcher.placement import describe, place, total
+from hotstart.launcher.placement import (
+    Host,
+    describe,
+    describe_need,
+    place,
+    total,
+    workers_that_fit,
+)
+from hotstart.launcher.secret_env import resolve_secrets
 from hotstart.launcher.store_check import PROBE, check_store
 
 RAY_S = 30.0
 STORES_S = 40.0
 _MOST_S = 6.0
+_FIELDS = {  # without which google-auth refuses a file of that type
+    "authorized_user": ("client_id", "client_secret", "refresh_token"),
+    "service_account": ("client_email", "private_key", "token_uri"),
+}
 _NODES = """
-import json, logging, os, sys
+import dataclasses, json, logging, os, sys
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
+from hotstart.launcher.cluster_hosts import look_at_hosts
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR,
          configure_logging=False)
-alive = sum(node["Alive"] for node in ray.nodes())
+hosts = look_at_hosts()
 print()
-print(json.dumps([alive, ray.cluster_resources()]))
+print(json.dumps([dataclasses.asdict(host) for host in hosts]))
 """
 
 
@@ -50,21 +64,29 @@ def ray(asked: Asked) -> Iterator[Line]:
     shares = place(config)
     try:
         check_address(asked.address)
-        check_hosts(asked.address, shares, spread=config.placement == "spread")
+        spread = config.placement == "spread"
+        check_hosts(asked.address, shares, spread=spread, labels=config.labels)
     except LauncherError as error:
         where = "started here" if choice.address == "local" else choice.address
         yield Line("ray", f"{version}, {where}", choice.source, str(error), stops=True)
         return
     if choice.address == "local":
         text = f"{version}, started here for the length of the run, {os.cpu_count()} CPUs"
-        yield Line("ray", text, choice.source)
+        yield Line("ray", text, choice.source, _shared_cpus(total(shares)))
         return
-    yield _cluster(version, choice.address, choice.source, total(shares), asked.has_job)
+    yield _cluster(version, choice, config if asked.has_job else None)
 
 
-def _cluster(
-    version: str, address: str, source: str, needed: Mapping[str, float], has_job: bool
-) -> Line:
+def _shared_cpus(needed: Mapping[str, float]) -> str:
+    wants, has = needed.get("CPU", 0.0), os.cpu_count() or 1
+    if wants <= has:
+        return ""
+    return f"the workers want {wants:g} CPUs in all: Ray is told that it has them, they share {has}"
+
+
+def _cluster(version: str, choice: Choice, config: JobConfig | None) -> Line:
+    """What a cluster has, and with a job whether there is room for it, now and ever."""
+    address, source = choice.address, choice.source
     command = [sys.executable, "-c", _NODES, address]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_S - 6)
@@ -74,16 +96,32 @@ def _cluster(
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Line("ray", f"{version}, {address}", source, last, stops=True)
-    hosts, resources = json.loads(done.stdout.strip().splitlines()[-1])
-    names = {"CPU", "GPU", "TPU", *needed} & resources.keys()
-    has = describe({name: resources[name] for name in names})
-    text = f"{version}, {address}: {hosts} host{'s' if hosts != 1 else ''} with {has}"
-    lacking = {k: v for k, v in needed.items() if v > resources.get(k, 0.0)}
+    hosts = [Host(**host) for host in json.loads(done.stdout.strip().splitlines()[-1])]
+    names = {"CPU", "GPU", "TPU", *(total(place(config)) if config else ())}
+    has = {name: sum(host.total.get(name, 0.0) for host in hosts) for name in names}
+    shown = describe({name: amount for name, amount in has.items() if amount})
+    text = f"{version}, {address}: {len(hosts)} host{'s' if len(hosts) != 1 else ''} with {shown}"
     problem = ""
-    if has_job and lacking:
-        problem = f"the job needs {describe(needed)} in all: a launch waits until the cluster has "
-        problem += "it, for timeouts.placement_s"
+    if config is not None and workers_that_fit(config, hosts) < config.least_workers:
+        waits = f"{config.timeouts.placement_s:g} s (timeouts.placement_s)"
+        problem = f"the job {describe_need(config, hosts)}: a launch waits for that, up to {waits}"
     return Line("ray", text, source, problem)
+
+
+def secrets(asked: Asked) -> Iterator[Line]:
+    """Whether what `secret_env` refers to is on this host; shows no secret."""
+    references = asked.job.config.secret_env
+    if not references:
+        return
+    names, source = ", ".join(sorted(references)), asked.origin(f"secret_env.{min(references)}")
+    try:
+        resolve_secrets(references, os.environ)
+    except SecretUnavailable as error:
+        elsewhere = "" if asked.starts_ray else "; workers run on the cluster, which may have it"
+        said = f"{error}{elsewhere}"
+        yield Line("secrets", f"not all of {names}", source, said, stops=asked.starts_ray)
+        return
+    yield Line("secrets", f"{names}, looked up on each host", source)
 
 
 def stores(asked: Asked) -> Iterator[Line]:
@@ -191,10 +229,14 @@ def _identity_in(path: Path) -> tuple[str, str]:
     try:
         found = json.loads(path.read_text())
         kind, who = found["type"], found.get("client_email") or found.get("account") or ""
+        lacks = [name for name in _FIELDS.get(kind, ()) if not found.get(name)]
     except OSError as error:
         return "", f"{path} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", f"{path} holds no Google credentials: download them again"
+    if lacks:
+        said = f"{path} lacks {', '.join(lacks)}, which credentials of type {kind} have"
+        return "", f"{said}: download them again"
     return f"{who or str(kind).replace('_', ' ')} in ", ""
 
 

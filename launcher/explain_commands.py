@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hotstart.launcher.foreground import json_option, run_dir_option
+from hotstart.launcher.foreground import events_option, json_option, run_dir_option
 
 _EXAMPLES = """\b
 Examples:
@@ -79,7 +79,7 @@ Examples:
 @click.argument("job", metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
 @click.option("--address", metavar="ADDRESS", help="Ray, as for `hotstart launch`.")
-@json_option
+@events_option
 def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
     """Run the job that JOB.yaml describes to its first step, to fill its cache.
 

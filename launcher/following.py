@@ -34,7 +34,7 @@ from hotstart.launcher.preemption import (
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.progress import IN_USER_CODE
 from hotstart.launcher.watchdog import GangWatch, Stillness
-from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
+from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned, reached_in
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +74,21 @@ class Gang(Protocol):
 
 
 class Watcher(Protocol):
-    """Is told what happens, to show it."""
+    """Is told what happens, to show it.
 
-    def attempt_started(self, attempt: int) -> None: ...
+    waiting: there is no room for the gang; what it needs, and how much longer is waited for it.
+    ready: all workers are in user code. Seconds count from the decision to start the attempt.
+    """
+
+    def waiting(self, attempt: int, need: str, left_s: float) -> None: ...
+    def attempt_started(self, attempt: int, size: GangSize) -> None: ...
     def output(self, output: Output) -> None: ...
     def reached(self, reached: Reached) -> None: ...
     def differs(self, attempt: int, difference: str) -> None: ...
+    def ready(self, attempt: int, seconds: float) -> None: ...
     def first_step(self, attempt: int, seconds: float) -> None: ...
-    def notice(self, attempt: int, notice: str) -> None: ...
+    def notice(self, attempt: int, notice: PreemptionNotice) -> None: ...
+    def worker_ended(self, attempt: int, worker: WorkerExit) -> None: ...
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
 
 
@@ -180,6 +187,9 @@ class Following:
         deadline = self._clock() + _LAST_WORDS_S
         while not gang.drained() and self._clock() < deadline:
             self._see_events()
+        for index in sorted(reports):  # whoever steps is heard of each 2 s only
+            if reports[index]:
+                self._watcher.reached(reached_in(index, reports[index]))
         if outcome.kind == "failed":
             gang.look_at_nodes()
         # A lost node may have been noticed only after the errors, or the hang, that it caused.
@@ -219,6 +229,7 @@ class Following:
                 self._runs(event)
             case WorkerExit():
                 self._exits.append(event)
+                self._watcher.worker_ended(self._plan.attempt, event)
                 self._watch.ended(event.process_index)
                 self._stop_at(self._preemption.ended(event.process_index))
             case PreemptionNotice():
@@ -244,6 +255,7 @@ class Following:
             self._running.add(reached.process_index)
             if self._all_running_at is None and len(self._running) == self._plan.process_count:
                 self._all_running_at = self._clock()
+                self._watcher.ready(self._plan.attempt, self._all_running_at - self._decided_at)
 
     def _compare(self, facts: WorkerFacts) -> None:
         found = self._preflight.heard(facts)
@@ -265,7 +277,7 @@ class Following:
         )
 
     def _notice(self, notice: PreemptionNotice) -> None:
-        self._watcher.notice(self._plan.attempt, str(notice))
+        self._watcher.notice(self._plan.attempt, notice)
         if self._preemption.heard(notice, self._clock()):
             message = {"hold_s": self._preemption.hold_s()}
             self._gang.tell(self._plan.attempt, message)

@@ -33,6 +33,12 @@ run_dir_option = click.option(
     "--run-dir", metavar="DIR", help="Where runs are kept [default: $HOTSTART_HOME/runs]."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+events_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print what happens on standard output, one JSON object a line (docs/events.md).",
+)
 address_option = click.option(
     "--address",
     metavar="ADDRESS",
@@ -52,7 +58,11 @@ def check_cluster(address: str | None, config: JobConfig) -> None:
 
 
 def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
-    """Execute a run, show it, print its report, and exit with its code."""
+    """Execute a run, show it, print its report, and exit with its code.
+
+    With `as_json` standard output gets events (`events.py`) and nothing else, standard error the
+    rest.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         run.interrupt()
@@ -66,17 +76,25 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
     from hotstart.cache.errors import StoreError
     from hotstart.launcher.console import Console
     from hotstart.launcher.misses import is_looking
+    from hotstart.launcher.run_events import RunOnStdout
 
     stream = sys.stderr if as_json else sys.stdout
     console = Console(run.name, run.config.workers, stream)
     console.take_logs()
     console.say(f"run {run.name} in {run.record.store.url}")
+    shown = RunOnStdout(run, console) if as_json else None
     try:
-        decision = run.execute(console, address, console.say)
+        if shown is None:
+            decision = run.execute(console, address, console.say)
+        else:
+            decision = run.execute(shown.events, address, shown.note)
     finally:
         console.close()
+        if shown is not None:
+            shown.close(_MISSES_S)
     try:
-        print_report(run.record, as_json, within_s=_MISSES_S)
+        if not as_json:
+            print_report(run.record, as_json, within_s=_MISSES_S)
     except StoreError as error:  # the job has ended as it has
         console.say(f"no report: the record of run {run.name} can't be read: {error}")
     if decision.exit_code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -34,6 +35,7 @@ from hotstart.launcher.errors import (
     RecordUnreachable,
     UsageError,
 )
+from hotstart.launcher.facts import RunEnd
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
@@ -44,7 +46,7 @@ from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import Patience
 from hotstart.launcher.recorded_job import RecordedJob
-from hotstart.launcher.run_end import record_end
+from hotstart.launcher.run_end import record_end, state_of_end
 from hotstart.launcher.runs import new_run_name, open_runs
 from hotstart.launcher.stopping import stop_reason
 from hotstart.launcher.store_check import check_store
@@ -69,7 +71,7 @@ _NOT_ITS_FAULT = (ClusterUnreachable, HostFailed, PlacementTimeout, RecordUnreac
 
 
 class Run:
-    """A run that this process owns. `execute` blocks until it is over."""
+    """A run that this process owns. `execute` blocks until it is over; `end` is set then."""
 
     def __init__(
         self,
@@ -98,12 +100,17 @@ class Run:
         self._only_warm = only_warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
-        self._decided: GiveUp | None = None
+        self.end: RunEnd | None = None
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.record.name
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this process owns it."""
+        return self._ownership.epoch
 
     @property
     def superseded(self) -> bool:
@@ -113,7 +120,7 @@ class Run:
     @property
     def exit_code(self) -> int:
         """What to end with now: the run's own code once it is over, until then 130."""
-        return int(self._decided.exit_code if self._decided else ExitCode.INTERRUPTED)
+        return self.end.exit_code if self.end is not None else int(ExitCode.INTERRUPTED)
 
     def interrupt(self) -> None:
         """End the run soon, as Ctrl-C does; safe in a signal handler."""
@@ -171,7 +178,7 @@ class Run:
                 loop = AttemptLoop(
                     settings,
                     self.record,
-                    lambda attempt: self._place(attempt, tell, cold),
+                    lambda attempt: self._place(attempt, tell, live, cold),
                     self._plan,
                     live,
                     self._interrupted.is_set,
@@ -197,7 +204,14 @@ class Run:
             may_restart = type(error).__module__.partition(".")[0] == "ray"  # its cluster went
             raise
         finally:
-            self._decided = decision = self._explained(decision)
+            decision = self._explained(decision)
+            self.end = RunEnd(
+                self._ownership.epoch,
+                state_of_end(decision),
+                int(decision.exit_code),
+                decision.reason,
+                may_restart,
+            )
             record_end(
                 self.record,
                 self._ownership.epoch,
@@ -210,12 +224,18 @@ class Run:
             self._ownership.stop()  # not before: nobody is to take a run that is over
         return decision
 
-    def _place(self, attempt: int, tell: Any, cold: ColdStart) -> Gang | None:
+    def _place(self, attempt: int, tell: Any, watcher: Watcher, cold: ColdStart) -> Gang | None:
         from hotstart.launcher.place_gang import Wishes, place_gang
 
         config = self.config
         cold.settle(_COLD_S)
-        wishes = Wishes(config, config.timeouts.placement_s, self._interrupted.is_set, tell)
+        wishes = Wishes(
+            config,
+            config.timeouts.placement_s,
+            self._interrupted.is_set,
+            tell,
+            waits=functools.partial(watcher.waiting, attempt),
+        )
         gang = place_gang(wishes, lambda size: self._plan(attempt, "", size))
         if gang is None:
             return None

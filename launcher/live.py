@@ -10,7 +10,9 @@ import threading
 from typing import Any
 
 from hotstart.launcher.following import Watcher
-from hotstart.launcher.outcome import GiveUp, Outcome, Restart
+from hotstart.launcher.outcome import GiveUp, Outcome, Restart, WorkerExit
+from hotstart.launcher.placement import GangSize
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.workers import Output, Reached
 
 
@@ -29,7 +31,8 @@ class Live:
     def says(self) -> dict[str, Any]:
         """Attempt and workers as a JSON object; empty between attempts.
 
-        A worker is `[process index, host, phase, last step]`.
+        A worker is `[process index, host, phase, last step]`; `programs` are all workers' hits
+        and compilations so far.
         """
         with self._lock:
             if self._attempt is None:
@@ -38,12 +41,17 @@ class Live:
                 [index, reached.host, reached.phase, reached.last_step]
                 for index, reached in sorted(self._workers.items())
             ]
-            return {"attempt": self._attempt, "workers": workers}
+            there = self._workers.values()
+            programs = [sum(w.hits for w in there), sum(w.compiled for w in there)]
+            return {"attempt": self._attempt, "workers": workers, "programs": programs}
 
-    def attempt_started(self, attempt: int) -> None:
+    def waiting(self, attempt: int, need: str, left_s: float) -> None:
+        self._watcher.waiting(attempt, need, left_s)
+
+    def attempt_started(self, attempt: int, size: GangSize) -> None:
         with self._lock:
             self._attempt, self._workers = attempt, {}
-        self._watcher.attempt_started(attempt)
+        self._watcher.attempt_started(attempt, size)
 
     def output(self, output: Output) -> None:
         self._watcher.output(output)
@@ -56,11 +64,17 @@ class Live:
     def differs(self, attempt: int, difference: str) -> None:
         self._watcher.differs(attempt, difference)
 
+    def ready(self, attempt: int, seconds: float) -> None:
+        self._watcher.ready(attempt, seconds)
+
     def first_step(self, attempt: int, seconds: float) -> None:
         self._watcher.first_step(attempt, seconds)
 
-    def notice(self, attempt: int, notice: str) -> None:
+    def notice(self, attempt: int, notice: PreemptionNotice) -> None:
         self._watcher.notice(attempt, notice)
+
+    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
+        self._watcher.worker_ended(attempt, worker)
 
     def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
         with self._lock:

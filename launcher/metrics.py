@@ -36,7 +36,7 @@ _FIRST_STEP = "hotstart_seconds_to_first_step"
 
 
 class HostMetrics:
-    """Sends what the workers' reports say, each few seconds, until `close`."""
+    """Sends what the workers' reports say, each few seconds and when asked, until `close`."""
 
     def __init__(
         self,
@@ -50,9 +50,20 @@ class HostMetrics:
         self._counters: dict[str, Any] = {}
         self._gauges: dict[str, Any] = {}
         self._counted: dict[tuple[str, int, int], dict[str, float]] = {}
+        self._lock = threading.Lock()  # the ticks and who asks must not count the same twice
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hotstart-metrics", daemon=True)
         self._thread.start()
+
+    def send(self) -> None:
+        """Send what is new now: at the end of an attempt, whose workers are then forgotten."""
+        try:
+            with self._lock:
+                if not self._gauges:
+                    self._declare()
+                self._send()
+        except Exception as error:  # nobody's job fails for want of a metric
+            logger.info("metrics are not sent: %s", error)
 
     def close(self) -> None:
         """Send what is new, and no more after that."""
@@ -71,18 +82,14 @@ class HostMetrics:
         is_over = False
         while not is_over:
             is_over = self._over.wait(self._every_s)
-            try:
-                if not self._gauges:
-                    self._declare()
-                self._send()
-            except Exception as error:  # nobody's job fails for want of a metric
-                logger.info("metrics are not sent: %s", error)
+            self.send()
 
     def _send(self) -> None:
         gauges: dict[str, dict[str, float]] = {}
+        counted, self._counted = self._counted, {}  # workers of earlier attempts don't come back
         for run, attempt, index, report in list(self._reports()):
             cache = report.get("cache", {})
-            before = self._counted.setdefault((run, attempt, index), {})
+            before = self._counted[run, attempt, index] = counted.get((run, attempt, index), {})
             for field, counter in self._counters.items():
                 value = float(cache.get(field) or 0)
                 if (more := value - before.get(field, 0.0)) > 0:

@@ -243,7 +243,7 @@ def describe_exit(worker: WorkerExit) -> str:
     """One clause on a worker's end: "process 1 on host-a was killed by SIGKILL"."""
     who = f"process {worker.process_index} on {worker.host}"
     if worker.signal is not None:
-        return f"{who} was killed by {_signal_name(worker.signal)}"
+        return f"{who} was killed by {signal_name(worker.signal)}"
     if worker.exit_code is not None:
         return f"{who} exited with code {worker.exit_code}"
     return f"{who} ended and its exit code is unknown"
@@ -260,7 +260,8 @@ def _first_unfinished(agent: AgentLost, finished: set[int]) -> int | None:
     return min((p for p in agent.processes if p not in finished), default=None)
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Such as `SIGKILL`."""
     try:
         return signals.Signals(number).name
     except ValueError:

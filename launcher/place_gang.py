@@ -32,12 +32,16 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for, and who is told. `timeout_s` is for one placement, all tries together."""
+    """What is asked for, and who is told. `timeout_s` is for one placement, all tries together.
+
+    `waits` is told what the gang needs and how much longer, in seconds, is waited for it.
+    """
 
     config: JobConfig
     timeout_s: float
     is_interrupted: Callable[[], bool]
     tell: Callable[[str], None]
+    waits: Callable[[str, float], None]
 
 
 def place_gang(wishes: Wishes, plan: Callable[[GangSize], AttemptPlan]) -> Gang | None:
@@ -127,5 +131,4 @@ def _reserved(wishes: Wishes, started: float) -> Reservation | None:
 def _speak(wishes: Wishes, waiting: Waiting, now: float, deadline: float) -> None:
     need, is_first = describe_need(wishes.config, look_at_hosts()), not waiting.has_spoken
     if waiting.speaks(need, now):
-        left = f"up to {wishes.timeout_s:.0f} s" if is_first else f"another {deadline - now:.0f} s"
-        wishes.tell(f"{need}; waiting {left}")
+        wishes.waits(need, wishes.timeout_s if is_first else deadline - now)

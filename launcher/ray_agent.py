@@ -129,6 +129,12 @@ class RayAgent(Agent):
             ref = None if data is None else self._handed_out.add(key, digest, data)
         return [] if ref is None else [ref]
 
+    def finish(self) -> tuple[dict[int, dict[str, Any]], int]:
+        """See `Agent`."""
+        finished = super().finish()
+        self._metrics.send()
+        return finished
+
     def close(self) -> None:
         """See `Agent`."""
         self._metrics.close()

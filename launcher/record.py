@@ -72,6 +72,7 @@ _ATTEMPT_FACT = re.compile(
     r"(\d{5})/(?:(start|first_step|end|differs/[a-z]+)|workers/(\d{5})|manifest/(\d{8})-(\d{1,18})"
     r"|asked/(\d{8})|stacks/\d{5})"
 )
+_ONE_FACT = re.compile(r"(.+)")
 _END = re.compile(r"(\d{8})")
 _REVISION = re.compile(r"(\d{8})\.yaml")
 
@@ -315,6 +316,15 @@ class RunRecord:
             return AttemptFacts(n, start, end, workers, manifest, differences)
 
         return tuple(facts_of(n) for n in sorted(names))
+
+    def attempt_facts(self, n: int) -> frozenset[str]:
+        """The names of what there is of attempt n, such as `start`; empty without any. One list."""
+        found = self.facts_below(f"attempts/{n:05d}/", _ONE_FACT)
+        return frozenset(fact for (fact,), _ in found)
+
+    def attempt_fact(self, n: int, fact: str) -> dict[str, Any]:
+        """One fact of attempt n, by its name there; empty where it can't be read."""
+        return self._read(f"{self.name}/attempts/{n:05d}/{fact}") or {}
 
     def last_start(self) -> tuple[int, Mapping[str, Any]] | None:
         """Number and start of the latest attempt that has a sound one."""

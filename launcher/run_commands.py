@@ -17,6 +17,7 @@ from hotstart.launcher.foreground import (
     EXIT_CODES,
     address_option,
     check_cluster,
+    events_option,
     follow,
     json_option,
     print_report,
@@ -63,7 +64,8 @@ def runs(run_dir: str | None, as_json: bool) -> None:
 
 @click.command(epilog="\b\nExamples:\n  hotstart status latest\n"
                "  hotstart status bytelm-20261124-163001-3f2a --run-dir gs://bucket/runs --json\n"
-               "  hotstart status latest --watch-beat 35")  # fmt: skip
+               "  hotstart status latest --watch-beat 35\n"
+               "  hotstart status latest --json --follow")  # fmt: skip
 @click.argument("run", metavar="RUN")
 @click.option(
     "--watch-beat",
@@ -74,18 +76,30 @@ def runs(run_dir: str | None, as_json: bool) -> None:
     metavar="SECONDS",
     help="Watch the beat of an owner on another machine at most so long; 30 or more tell for sure.",
 )
+@click.option(
+    "--follow",
+    "follows",
+    is_flag=True,
+    help="With --json: one object a line for what happened and what happens, until the run ends.",
+)
 @run_dir_option
 @json_option
-def status(run: str, watch_s: float, run_dir: str | None, as_json: bool) -> None:
+def status(run: str, watch_s: float, follows: bool, run_dir: str | None, as_json: bool) -> None:
     """Show who owns a run, whether that one lives, what its workers do, and what to do next.
 
     RUN is a run's name or `latest`. An owner on another machine lives if its beat moves while it
-    is watched. The JSON is described in docs/runs.md.
+    is watched. The JSON is described in docs/runs.md, with --follow in docs/events.md.
     """
+    from hotstart.launcher.errors import UsageError
     from hotstart.launcher.identity import OwnerIdentity
     from hotstart.launcher.run_status import run_status, status_lines
 
+    if follows and not as_json:
+        raise UsageError("--follow is for --json; `hotstart logs -f` follows a run for people")
     record = _record(run, run_dir)
+    if follows:
+        _follow_events(record)
+        return
     argument = run_dir_argument(record.store.url)
     me = OwnerIdentity.of_this_process()
     found = run_status(record, me, watch_s, run_dir_argument=argument)
@@ -200,7 +214,7 @@ def stop(run: str, timeout_s: float, run_dir: str | None, as_json: bool) -> None
 )
 @run_dir_option
 @address_option
-@json_option
+@events_option
 @click.pass_context
 def restart(
     context: click.Context,
@@ -281,6 +295,21 @@ def report(run: str, page: str | None, run_dir: str | None, as_json: bool) -> No
         if not as_json:
             return
     print_report(record, as_json)
+
+
+def _follow_events(record: RunRecord) -> None:
+    from hotstart.launcher.events import EventWriter
+    from hotstart.launcher.identity import OwnerIdentity
+    from hotstart.launcher.recorded_events import RecordedEvents
+
+    def write(line: str) -> None:
+        click.echo(line, nl=False)
+        sys.stdout.flush()
+
+    writer = EventWriter(record.name, write)
+    bucket = record.store.url.startswith("gs://")
+    events = RecordedEvents(record, writer, OwnerIdentity.of_this_process())
+    events.follow(_FOLLOW_BUCKET_S if bucket else _FOLLOW_DIRECTORY_S, time.sleep)
 
 
 def _record(run: str, run_dir: str | None) -> RunRecord:

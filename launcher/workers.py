@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,16 +252,11 @@ class WorkerProcess:
 
     def _tell_reached(self) -> None:
         """Say where it is, each 2 s at most while it only steps."""
-        phase = next((p for p in reversed(PHASES) if self.report["phases"].get(p) is not None), "")
-        step = self.report.get("last_step")
-        step = step if isinstance(step, int) else None
-        index, cache = self.plan.process_index, self.report["cache"]
-        hits, compiled = (_whole(cache.get(name)) or 0 for name in ("hits", "compiled"))
-        reached = Reached(index, socket.gethostname(), phase, step, hits, compiled)
+        reached = reached_in(self.plan.process_index, self.report)
         before, now = self._reached, time.monotonic()
         if reached == before:
             return
-        if before is None or before.phase != phase or now - self._reached_at >= _REACHED_S:
+        if before is None or before.phase != reached.phase or now - self._reached_at >= _REACHED_S:
             self._reached, self._reached_at = reached, now
             self._emit(reached)
 
@@ -301,6 +296,15 @@ class WorkerProcess:
     def _emit_lines(self, lines: list[bytes]) -> None:
         text = tuple(line.decode(errors="replace").rstrip("\r") for line in lines)
         self._emit(Output(self.plan.process_index, text))
+
+
+def reached_in(process_index: int, report: Mapping[str, Any]) -> Reached:
+    """Where a worker is by its report."""
+    phases, cache = report.get("phases", {}), report.get("cache", {})
+    phase = next((p for p in reversed(PHASES) if phases.get(p) is not None), "")
+    host, step = str(report.get("host", "")), _whole(report.get("last_step"))
+    hits, compiled = (_whole(cache.get(name)) or 0 for name in ("hits", "compiled"))
+    return Reached(process_index, host, phase, step, hits, compiled)
 
 
 def _report_in(message: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def test_cache_of_a_live_run_is_kept_and_its_bundle_starts_another_place_warm(he
 
     again = here.launch("job.yaml", f"cache.location={theirs}", "--json")
     assert again.exit_code == 0, again.shown
-    counted = [worker["cache"] for worker in json.loads(again.stdout)["attempts"][-1]["workers"]]
+    counted = [worker["cache"] for worker in again.report["attempts"][-1]["workers"]]
     assert [one["compiled"] for one in counted] == [0, 0]
     shown = cache(here, "show", "jit_", "--location", str(theirs))
     assert sorted(one["run"] for one in shown["asked_for_by"]) == sorted(here.run_names())

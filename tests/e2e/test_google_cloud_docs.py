@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.gcs_emulator import GcsEmulator, create_bucket
 from tests.support.gcs_json_api import GcsJsonApi, gcs_json_api
-from tests.support.google_machine import metadata_server
 from tests.support.launch import Site, site
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.e2e
 
@@ -49,10 +49,10 @@ def test_commands_of_the_page_do_what_it_says(
     name = f"docs-{uuid.uuid4().hex[:12]}"
     create_bucket(emulator.url, name)  # for its objects
     told = []
-    with metadata_server() as machine:
+    with metadata_server() as server:
         env = {
             "STORAGE_EMULATOR_HOST": api.url,
-            "GCE_METADATA_HOST": machine,
+            "GCE_METADATA_HOST": server.address,
             "RAY_ADDRESS": "local",
             "JAX_PLATFORMS": "cpu",
         }
@@ -68,14 +68,15 @@ def test_commands_of_the_page_do_what_it_says(
         ("bucket create", 0),
         ("bucket check", 0),
         ("bucket check", 0),
+        ("bucket check", 0),
         ("bucket check", 1),
         ("doctor", 0),
         ("doctor examples/bytelm/job.yaml", 0),
     ]
     assert f"made gs://{name}\n" in told[0][2]
-    assert "no rule deletes entries" in told[3][2]
-    assert f"gs://{name}/cache: can be read and written, " in told[5][2]
-    assert f"gs://{name}/runs: can be read, " in told[5][2]
+    assert "no rule deletes entries" in told[4][2]
+    assert f"gs://{name}/cache: can be read and written, " in told[6][2]
+    assert f"gs://{name}/runs: can be read, " in told[6][2]
 
 
 def test_page_names_the_settings_that_a_new_bucket_gets() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Iterator
@@ -69,14 +68,23 @@ def test_launch_takes_the_cluster_that_ray_start_has_noted(here: Site, nodes: Ra
 
 
 def test_launch_that_does_not_fit_says_so_and_gives_up(here: Site) -> None:
-    finished = here.launch("job.yaml", "workers=3", "timeouts.placement_s=3")
+    finished = here.launch("job.yaml", "workers=3", "timeouts.placement_s=3", "--json")
     assert finished.exit_code == 1, finished.shown
     needs = (
         "needs 3 x {CPU: 1} on as many hosts; the cluster has 2 hosts with {CPU: 2}, of which "
         "{CPU: 2} are free; lacking: 1 x {CPU: 1} free"
     )
-    assert f"hotstart {needs}; waiting up to 3 s\n" in finished.stdout
-    assert finished.stderr == f"hotstart: {needs}; gave up after 3 s (timeouts.placement_s)\n"
+    gave_up = f"{needs}; gave up after 3 s (timeouts.placement_s)"
+    assert finished.stderr.splitlines()[1:] == [
+        f"hotstart {needs}; waiting up to 3 s",
+        f"hotstart: {gave_up}",
+    ]
+    begun, waiting, _, ended = finished.events
+    assert (begun["event"], waiting["event"]) == ("run_started", "waiting_for_hosts")
+    assert (waiting["attempt"], waiting["text"], waiting["left_s"]) == (1, needs, 3.0)
+    assert [ended[name] for name in ("state", "exit_code", "reason", "may_restart")] == [
+        *("failed", 1, gave_up, True)
+    ]
     report = here.report()
     assert (report["state"], report["exit_code"], report["attempts"]) == ("failed", 1, [])
 
@@ -90,10 +98,11 @@ def test_launch_that_waits_for_room_can_be_interrupted(here: Site) -> None:
     assert (here.report()["state"], here.report()["attempts"]) == ("interrupted", [])
 
 
-def test_launch_as_json_prints_nothing_but_the_report(here: Site) -> None:
+def test_launch_as_json_prints_nothing_but_events(here: Site) -> None:
     finished = here.launch("job.yaml", "--json")
     assert finished.exit_code == 0, finished.shown
-    assert json.loads(finished.stdout)["state"] == "done"
+    assert [event["schema"] for event in finished.events] == [1] * len(finished.events)
+    assert finished.events[-1]["state"] == "done"
 
 
 def test_launch_on_a_terminal_without_the_character_goes_on(here: Site) -> None:

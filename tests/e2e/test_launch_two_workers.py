@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
+from hotstart.launcher.events import EVENTS
 from tests.support.launch import Finished, Site, site
 
 pytestmark = pytest.mark.e2e
@@ -67,6 +69,42 @@ def test_launch_two_workers_exits_zero_and_prints_the_report(
     assert [w["warnings"] for w in attempt["workers"]] == [[], []]
     assert [w["cache"]["compiled_before_enable"] for w in attempt["workers"]] == [0, 0]
     assert [w["cache"]["errors"] for w in attempt["workers"]] == [0, 0]
+
+
+def test_launch_two_workers_tells_machines_what_happens(launched: tuple[Site, Finished]) -> None:
+    here, finished = launched
+    events = finished.events
+    assert [e["event"] for e in events if e["event"] != "steps"] == [
+        "run_started",
+        "attempt_started",
+        "attempt_ready",
+        "first_step",
+        "attempt_ended",
+        "report",
+        "run_ended",
+    ]
+    for event in events:
+        assert tuple(event) == ("schema", "event", "at", "run", *EVENTS[event["event"]])
+        assert (event["schema"], [event["run"]]) == (1, here.run_names())
+    times = [datetime.fromisoformat(event["at"]) for event in events]
+    assert times == sorted(times)
+    of = {event["event"]: event for event in events}
+    assert (of["run_started"]["restart"], of["run_started"]["epoch"]) == (False, 1)
+    assert (of["attempt_started"]["process_count"], of["attempt_started"]["host_count"]) == (2, 1)
+    assert 0 < of["attempt_ready"]["seconds"] <= of["first_step"]["seconds"]
+    ended = of["attempt_ended"]
+    assert (ended["outcome"], ended["first_worker"], ended["max_step"]) == ("done", None, 1)
+    assert (of["run_ended"]["state"], of["run_ended"]["exit_code"]) == ("done", 0)
+    [summed] = of["run_ended"]["attempts"]
+    caches = [w["cache"] for w in finished.report["attempts"][0]["workers"]]
+    assert summed["compiled"] == sum(cache["compiled"] for cache in caches) > 0
+    # Seen from the record it was the same.
+    recorded = here.run("status", "latest", "--json", "--follow").events
+    assert [e["event"] for e in recorded] == [
+        *("run_started", "attempt_started", "first_step", "attempt_ended", "report", "run_ended")
+    ]
+    assert recorded[-1]["attempts"] == [summed]
+    assert recorded[-2]["report"] == finished.report
 
 
 def test_launch_two_workers_times_every_phase_in_order(launched: tuple[Site, Finished]) -> None:

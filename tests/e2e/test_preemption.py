@@ -308,7 +308,7 @@ def test_metadata_server_says_preempted_and_a_handler_of_sigterm_saves(
         launched = run_to_step(here, "args=[handler]", "workers=1", workers=1)
         [first] = cluster.nodes_of(launched.output())
         assert first == {0: going}
-        server.set("preempted", "TRUE")
+        server.set("instance/preempted", "TRUE")
         launched.wait_for(r"^\[0\] saved \d+$", timeout_s=20)
         cluster.have(2)  # the other is still `going`, which Ray must not use
         finished = launched.wait(120)

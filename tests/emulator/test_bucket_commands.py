@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from hotstart.cache.bucket import Wanted, new_bucket
+from hotstart.cache.errors import StoreError
+from hotstart.cache.gcs_bucket import GcsBucket
 from hotstart.cache.lifecycle import Layout, entries_rule
 from hotstart.launcher.cli import main
 from tests.support.gcs_emulator import GcsEmulator
 from tests.support.gcs_json_api import ALL, GcsJsonApi, gcs_json_api
-from tests.support.google_machine import metadata_server
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.emulator
 
@@ -47,8 +50,8 @@ def api(_running: GcsJsonApi, monkeypatch: pytest.MonkeyPatch) -> GcsJsonApi:
 @pytest.fixture
 def on_google(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine in us-central1 of the project `jobs`."""
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         monkeypatch.delenv("NO_GCE_CHECK", raising=False)
         yield
 
@@ -181,24 +184,44 @@ def test_check_of_a_bucket_with_googles_defaults_tells_and_mends(
         "    why: entries of old programs and versions stay for ever, and are paid for",
         "    mend: hotstart bucket check gs://plain/cache --run-length 10d --fix",
     ]
-    assert lines[-1] == "--fix mends what can be mended in place"
+    assert lines[4:8] == [
+        "  uniform bucket-level access: off; should be on",
+        "    why: an object's own access list can let others write what every reader runs",
+        "    for others who use the bucket: who reads or writes by an object's own access list "
+        "can't any more",
+        "    mend, or --fix-all: gcloud storage buckets update gs://plain "
+        "--uniform-bucket-level-access",
+    ]
+    assert lines[-2:] == [
+        "--fix mends what is about the cache's entries alone",
+        "--fix-all mends what changes the bucket for others too: see each of them above",
+    ]
     assert ("PATCH", "b/plain") not in api.requests
 
+    before = api.buckets["plain"]
     mended = bucket("check", "gs://plain", "--run-length", "10d", "--fix")
-    assert mended.exit_code == 0, mended.output
+    assert mended.exit_code == 1, mended.output
     assert [line for line in mended.stdout.splitlines() if line.startswith("mended ")] == [
         "mended lifecycle: was no rule deletes entries; should be Delete by age under "
         "cache/entries/ alone, after 10 days or more",
+    ]
+    assert "--fix-all mends what changes the bucket for others too" in mended.stdout
+    rule = {"lifecycle": {"rule": [RULE]}, "metageneration": "2"}
+    assert api.buckets["plain"] == {**before, **rule}
+
+    mended = bucket("check", "gs://plain", "--run-length", "10d", "--fix-all")
+    assert mended.exit_code == 0, mended.output
+    assert [line for line in mended.stdout.splitlines() if line.startswith("mended ")] == [
         "mended uniform bucket-level access: was off; should be on",
         "mended public access prevention: was not enforced; should be enforced",
         "mended soft delete: was 7 days; should be off",
     ]
     assert mended.stdout.splitlines()[-1].startswith("gs://plain, entries under cache/entries/: as")
     assert api.buckets["plain"]["lifecycle"] == {"rule": [RULE]}
-    assert api.requests.count(("PATCH", "b/plain")) == 1
+    assert api.requests.count(("PATCH", "b/plain")) == 2
 
 
-def test_fix_mends_everything_that_can_be_and_names_what_cannot(
+def test_fix_all_mends_everything_that_can_be_and_names_what_cannot(
     api: GcsJsonApi, on_google: None
 ) -> None:
     tmp = {"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["tmp/"]}}
@@ -234,7 +257,7 @@ def test_fix_mends_everything_that_can_be_and_names_what_cannot(
         ("project", False),
         ("location", False),
     ]
-    exit_code, after = as_json(*arguments, "--fix")
+    exit_code, after = as_json(*arguments, "--fix-all")
     assert exit_code == 1
     assert [f["subject"] for f in after["findings"]] == [
         *("permissions", "retention policy", "project", "location")
@@ -243,8 +266,9 @@ def test_fix_mends_everything_that_can_be_and_names_what_cannot(
     kept = api.buckets["spoilt"]
     assert kept["lifecycle"] == {"rule": [tmp, RULE]}
     assert kept["retentionPolicy"] == {"retentionPeriod": "86400"}
-    shown = bucket(*arguments, "--fix").stdout
+    shown = bucket(*arguments, "--fix-all").stdout
     assert shown.count("mend (not by --fix): ") == 4
+    assert "--fix-all mends" not in shown
     assert api.requests.count(("PATCH", "b/spoilt")) == 1
 
 
@@ -265,6 +289,7 @@ def test_check_as_json_is_whole(api: GcsJsonApi) -> None:
                 "reader runs",
                 "command": "gcloud storage buckets update gs://plain --public-access-prevention",
                 "fixable": True,
+                "others": "who reads anything in it as the public can't any more",
             }
         ],
         "mended": [],
@@ -334,7 +359,7 @@ def test_check_by_an_identity_that_reads_objects_only_names_role_and_what_is_nee
 def test_fix_by_an_identity_that_may_not_says_so(api: GcsJsonApi) -> None:
     api.add("b-1")
     api.permissions = ALL - {"storage.buckets.update"}
-    refused = bucket("check", "gs://b-1", "--fix")
+    refused = bucket("check", "gs://b-1", "--fix-all")
     assert refused.exit_code == 2
     assert "does not have storage.buckets.update access" in refused.stderr
     assert refused.stderr.endswith("which roles/storage.admin has\n")
@@ -362,11 +387,86 @@ def test_fix_that_somebody_overtakes_changes_nothing(
         return patch(self, changes, metageneration)
 
     monkeypatch.setattr(gcs_bucket.GcsBucket, "patch", overtaken)
-    refused = bucket("check", "gs://b-1", "--fix")
+    refused = bucket("check", "gs://b-1", "--fix-all")
     assert refused.exit_code == 2
     assert "somebody else has changed them just now; look again" in refused.stderr
     assert "softDeletePolicy" in api.buckets["b-1"]
     assert api.buckets["b-1"]["labels"] == {"by": "somebody else"}
+
+
+def test_fix_leaves_a_rule_for_runs_that_fix_all_takes_away(api: GcsJsonApi) -> None:
+    kept = {"action": {"type": "Delete"}, "condition": {"age": 90, "matchesPrefix": ["runs/"]}}
+    settings = new_bucket("ours", "us-central1", Wanted("cache", 864_000.0))
+    settings |= {"lifecycle": {"rule": [kept]}}
+    del settings["name"]
+    api.add("ours", **settings)
+    arguments = ("check", "gs://ours", "--run-length", "10d")
+    mended = bucket(*arguments, "--fix")
+    assert mended.exit_code == 1
+    assert api.buckets["ours"]["lifecycle"] == {"rule": [kept, RULE]}
+    assert "  lifecycle: runs/ is deleted after 90 days; should be" in mended.stdout
+    assert bucket(*arguments, "--fix-all").exit_code == 0
+    assert api.buckets["ours"]["lifecycle"] == {"rule": [RULE]}
+
+
+def test_create_whose_answer_is_lost_says_that_the_bucket_is_there(api: GcsJsonApi) -> None:
+    api.lost = 1
+    exit_code, facts = as_json("create", "gs://b-1", *CREATE)
+    assert (exit_code, facts["created"], facts["findings"]) == (0, None, [])
+    assert api.requests.count(("POST", "b")) == 2
+    api.lost = 1
+    again = bucket("create", "gs://b-1", *CREATE)
+    assert again.exit_code == 0
+    assert again.stdout.startswith(
+        "gs://b-1 is there; an answer was lost, so it is not known whether this made it\n"
+    )
+
+
+def test_fix_whose_answer_is_lost_says_what_was_mended(api: GcsJsonApi) -> None:
+    api.add("b-1")
+    api.lost = 1
+    exit_code, facts = as_json("check", "gs://b-1", "--run-length", "10d", "--fix-all")
+    assert (exit_code, facts["findings"], len(facts["mended"])) == (0, [], 4)
+    assert api.requests.count(("PATCH", "b/b-1")) == 2
+
+
+def test_fix_whose_answer_is_lost_and_that_somebody_overtakes_says_so(
+    api: GcsJsonApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotstart.cache import gcs_bucket
+
+    api.add("b-1")
+    read = gcs_bucket.GcsBucket.read
+
+    def overtaken(self: Any) -> Any:
+        found = read(self)
+        api.buckets["b-1"] |= {"metageneration": "7"}
+        return found
+
+    monkeypatch.setattr(gcs_bucket.GcsBucket, "read", overtaken)
+    api.lost = 1
+    refused = bucket("check", "gs://b-1", "--fix-all")
+    assert refused.exit_code == 2
+    assert "somebody else has changed them just now; look again" in refused.stderr
+
+
+def test_create_and_fix_without_any_answer_that_were_done_are_done(api: GcsJsonApi) -> None:
+    store = GcsBucket("b-1", deadline_s=0.6)
+    api.lost = 1000
+    assert store.create(new_bucket("b-1", "us-central1", Wanted("cache", 1.0)), "jobs") is None
+    store.patch({"storageClass": "NEARLINE"}, 1)
+    assert api.buckets["b-1"]["storageClass"] == "NEARLINE"
+
+
+def test_create_and_fix_without_any_answer_that_were_not_done_say_so(api: GcsJsonApi) -> None:
+    store = GcsBucket("b-1", deadline_s=0.6)
+    api.permissions = ALL - {"storage.buckets.create", "storage.buckets.update"}
+    api.lost = 1000
+    with pytest.raises(StoreError, match="; there is no bucket gs://b-1 now$"):
+        store.create(new_bucket("b-1", "us-central1", Wanted("cache", 1.0)), "jobs")
+    api.add("b-1")
+    with pytest.raises(StoreError, match="; the change is not there now$"):
+        store.patch({"storageClass": "NEARLINE"}, 1)
 
 
 def test_two_prefixes_are_refused(api: GcsJsonApi) -> None:

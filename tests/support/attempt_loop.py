@@ -157,10 +157,15 @@ class Told:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.reached_last: dict[int, Reached] = {}
+        self.all_ready: list[tuple[int, float]] = []
         self.first_steps: list[tuple[int, float]] = []
         self.ended: list[tuple[int, Outcome, Restart | GiveUp]] = []
 
-    def attempt_started(self, attempt: int) -> None:
+    def waiting(self, attempt: int, need: str, left_s: float) -> None:
+        pass
+
+    def attempt_started(self, attempt: int, size: GangSize) -> None:
         self.lines.append(f"attempt {attempt}")
 
     def differs(self, attempt: int, difference: str) -> None:
@@ -170,10 +175,16 @@ class Told:
         self.lines += output.lines
 
     def reached(self, reached: Reached) -> None:
-        pass
+        self.reached_last[reached.process_index] = reached
 
-    def notice(self, attempt: int, notice: str) -> None:
+    def notice(self, attempt: int, notice: PreemptionNotice) -> None:
         self.lines.append(f"attempt {attempt}: {notice}")
+
+    def ready(self, attempt: int, seconds: float) -> None:
+        self.all_ready.append((attempt, seconds))
+
+    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
+        pass
 
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))

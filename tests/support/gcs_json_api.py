@@ -68,7 +68,8 @@ class GcsJsonApi:
 
     projects: those of this identity, with their numbers. permissions: what it may do in each
     bucket that is not in `foreign`, where it may do nothing. requests: method and path of all
-    that was asked about buckets.
+    that was asked about buckets. lost: how many of the next answers to what makes or changes a
+    bucket are lost on their way, after it has been done.
     """
 
     url: str = ""
@@ -78,6 +79,7 @@ class GcsJsonApi:
     buckets: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     objects: str | None = None
+    lost: int = 0
 
     def add(self, name: str, project: str = "jobs", **settings: Any) -> dict[str, Any]:
         """A bucket with Google's defaults but for what is given; its resource, to be changed."""
@@ -88,7 +90,7 @@ class GcsJsonApi:
     def reset(self) -> None:
         """As it was when it started."""
         fresh = GcsJsonApi()
-        for name in ("projects", "permissions", "foreign", "buckets", "requests"):
+        for name in ("projects", "permissions", "foreign", "buckets", "requests", "lost"):
             setattr(self, name, getattr(fresh, name))
 
 
@@ -164,7 +166,7 @@ class _Handler:
             if project is None:
                 raise _Refused(400, "Required parameter: project")
             if not self._may("storage.buckets.create"):
-                return _denied("storage.buckets.create")
+                return self._sent(request, _denied("storage.buckets.create"))
             if project not in self._api.projects:
                 raise _Refused(404, f"Unknown project id: {project}")
             if not _NAME.fullmatch(name):
@@ -176,8 +178,8 @@ class _Handler:
                                     "and you already own it.")  # fmt: skip
             self._api.buckets[name] = _new(body, self._api.projects[project])
         except _Refused as refused:
-            return refused.answer
-        return web.json_response(self._api.buckets[name])
+            return self._sent(request, refused.answer)
+        return self._sent(request, web.json_response(self._api.buckets[name]))
 
     async def get(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -199,8 +201,8 @@ class _Handler:
             changed["metageneration"] = str(int(changed["metageneration"]) + 1)
             self._api.buckets[bucket["name"]] = changed
         except _Refused as refused:
-            return refused.answer
-        return web.json_response(changed)
+            return self._sent(request, refused.answer)
+        return self._sent(request, web.json_response(changed))
 
     async def test_permissions(self, request: web.Request) -> web.Response:
         self._note(request)
@@ -232,6 +234,12 @@ class _Handler:
 
     def _note(self, request: web.Request) -> None:
         self._api.requests.append((request.method, request.path.removeprefix("/storage/v1/")))
+
+    def _sent(self, request: web.Request, answer: web.Response) -> web.Response:
+        if self._api.lost > 0 and request.transport is not None:
+            self._api.lost -= 1
+            request.transport.abort()
+        return answer
 
     def _may(self, permission: str) -> bool:
         return permission in self._api.permissions

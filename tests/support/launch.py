@@ -39,8 +39,16 @@ class Finished:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The JSON on standard output."""
-        return json.loads(self.stdout)
+        """The JSON on standard output; of a run that was followed, its report."""
+        try:
+            return json.loads(self.stdout)
+        except json.JSONDecodeError:
+            return next(e["report"] for e in reversed(self.events) if e["event"] == "report")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Standard output of a run that was followed with `--json`, whole."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
 
     @property
     def shown(self) -> str:

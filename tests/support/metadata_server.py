@@ -15,14 +15,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-_PREFIX = "/computeMetadata/v1/instance/"
+_PREFIX = "/computeMetadata/v1/"
+_VALUES = {
+    "instance/maintenance-event": "NONE",
+    "instance/preempted": "FALSE",
+    "instance/service-accounts/default/email": "job@jobs.iam.gserviceaccount.com",
+    "instance/zone": "projects/1001/zones/us-central1-b",
+    "project/numeric-project-id": "1001",
+    "project/project-id": "jobs",
+}
 
 
 class MetadataServer:
-    """The values of a running server; `set` changes one and answers those who wait."""
+    """The values of a running server, that of a machine in us-central1 of the project `jobs`.
+
+    `address` is what `GCE_METADATA_HOST` wants. `set` changes a value and answers those who wait.
+    """
 
     def __init__(self) -> None:
-        self.values = {"preempted": "FALSE", "maintenance-event": "NONE"}
+        self.values = dict(_VALUES)
         self.requests: list[str] = []
         self.failures = 0
         self.address = ""
@@ -87,7 +98,7 @@ def metadata_server() -> Iterator[MetadataServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     state.address = f"127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield state

@@ -182,6 +182,18 @@ def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
     assert bench.told.lines == ["attempt 1", "attempt 2", "second"]
 
 
+def test_loop_tells_when_all_are_in_user_code_and_where_each_was_at_its_end() -> None:
+    entered = [Reached(index, "host-a", "user_code", None) for index in range(COUNT)]
+    report = {"host": "host-a", "phases": {"first_step": 1.0}, "last_step": 9, "cache": {"hits": 2}}
+    bench = Bench(Script([entered, [ended(0), ended(1)]], reports={0: report, 1: {}}))
+    bench.run()
+    assert bench.told.all_ready == [(1, 0.0)]
+    assert bench.told.reached_last == {
+        0: Reached(0, "host-a", "first_step", 9, hits=2),
+        1: entered[1],
+    }
+
+
 def test_loop_worker_reports_are_recorded_by_attempt() -> None:
     killed = Script(KILLED.batches, KILLED.last_words, reports={0: {"process_index": 0}})
     done = Script(DONE.batches, reports={i: {"process_index": i} for i in range(COUNT)})

@@ -91,6 +91,7 @@ def test_each_setting_that_is_wrong_is_one_finding(
     assert (finding.subject, finding.found, finding.wanted) == (subject, found, should)
     assert (finding.command, finding.patch) == (command, patch)
     assert finding.why
+    assert bool(finding.others) is (patch is not None)
 
 
 def test_replication_is_a_finding_where_the_region_is_not_known() -> None:
@@ -166,12 +167,28 @@ def test_rule_for_the_whole_bucket_is_a_finding_that_says_what_it_takes() -> Non
     assert finding.found == "everything is deleted after 10 days"
     assert "checkpoints" in finding.why
     assert finding.patch == MENDED
+    assert finding.others == "what that rule deletes elsewhere stays, until another rule deletes it"
+    assert finding.command.endswith(" --fix-all")
 
 
 def test_rule_for_runs_is_a_finding_beside_the_right_one() -> None:
     finding = only(rules((10, ["cache/entries/"]), (90, ["runs/"])))
     assert finding.found == "runs/ is deleted after 90 days"
     assert finding.patch == MENDED
+    assert finding.others
+
+
+def test_entries_that_a_rule_of_others_deletes_too_early_take_a_change_for_others() -> None:
+    _, early = check_bucket(rules((5, None)), WANTED)
+    assert (early.found, early.patch) == ("entries are deleted after 5 days", MENDED)
+    assert early.others and early.command.endswith(" --fix-all")
+    wide, own = check_bucket(rules((30, ["runs/"]), (5, ["cache/entries/"])), WANTED)
+    assert (own.found, own.others) == ("entries are deleted after 5 days", "")
+    kept = rules((30, ["runs/"])).rules
+    assert patch_of([wide, own], whole_bucket=False) == {
+        "lifecycle": {"rule": [*kept, entries_rule(LAYOUT, 10)]}
+    }
+    assert patch_of([wide, own], whole_bucket=True) == MENDED
 
 
 def test_rule_that_changes_the_class_of_entries_is_a_finding_that_is_left_to_a_person() -> None:
@@ -233,7 +250,8 @@ def test_patches_of_several_findings_are_one() -> None:
     bad = replace(
         GOOD, uniform_access=False, public_access_prevented=False, soft_delete_s=DAY_S, rules=()
     )
-    assert patch_of(check_bucket(bad, WANTED)) == {
+    assert patch_of(check_bucket(bad, WANTED), whole_bucket=False) == MENDED
+    assert patch_of(check_bucket(bad, WANTED), whole_bucket=True) == {
         **MENDED,
         "iamConfiguration": {
             "uniformBucketLevelAccess": {"enabled": True},
@@ -241,7 +259,7 @@ def test_patches_of_several_findings_are_one() -> None:
         },
         "softDeletePolicy": {"retentionDurationSeconds": "0"},
     }
-    assert patch_of([]) == {}
+    assert patch_of([], whole_bucket=True) == {}
 
 
 def test_what_is_not_known_is_not_judged_and_said() -> None:

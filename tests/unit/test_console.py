@@ -17,6 +17,7 @@ from hotstart.launcher.console import Console, Printer
 from hotstart.launcher.errors import ExitCode
 from hotstart.launcher.outcome import GiveUp, Outcome
 from hotstart.launcher.panel import Panel
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.workers import Output, Reached
 
 pytestmark = pytest.mark.unit
@@ -165,7 +166,7 @@ def test_console_on_a_terminal_keeps_worker_lines_above_the_panel(
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w", encoding="utf-8") as terminal:
         console = Console("lm-1", 1, terminal)
-        console.attempt_started(1)
+        console.attempt_started(1, GangSize(1, 1, 1, 1))
         console.reached(REACHED[0])
         console.output(Output(0, ("loss 1.5",)))
         assert console.flush(30.0)  # the first drawing imports Rich

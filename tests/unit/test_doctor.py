@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import resource
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hotstart.conf.load import load_job
 from hotstart.launcher import doctor_host, doctor_places
 from hotstart.launcher.doctor import Asked, Line, Probe, examine, render, would_launch
-from tests.support.google_machine import metadata_server
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.unit
 
@@ -149,6 +150,116 @@ def test_job_for_more_hosts_than_ray_here_has_stops_a_launch(
     assert "with one host; the job needs 2 hosts" in line.problem
 
 
+def test_job_for_labeled_hosts_stops_where_ray_is_started_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    line = only(doctor_places.ray(asked(tmp_path, "labels={zone: a}")))
+    assert line.stops and "the job needs zone=a: use --address" in line.problem
+
+
+def test_ray_that_is_to_be_found_by_itself_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where none has been started
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    line = only(doctor_places.ray(asked(tmp_path)))
+    assert line.source == "environment RAY_ADDRESS is auto, and none runs on this machine"
+
+
+def test_more_cpus_than_this_machine_has_are_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    line = only(doctor_places.ray(asked(tmp_path, "workers=8")))
+    assert (line.stops, line.problem) == (
+        False,
+        "the workers want 8 CPUs in all: Ray is told that it has them, they share 2",
+    )
+    assert only(doctor_places.ray(asked(tmp_path, "workers=2"))).problem == ""
+
+
+def child_that_says(
+    monkeypatch: pytest.MonkeyPatch, stdout: str = "", stderr: str = "", code: int = 0
+) -> None:
+    done = subprocess.CompletedProcess([], code, stdout, stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, *free: float) -> None:
+    """A cluster of hosts with 4 CPUs and a GPU each, of which so many CPUs are free."""
+    total = {"CPU": 4.0, "GPU": 1.0}
+    hosts = [
+        {"node_id": str(n), "labels": {}, "total": total, "free": {**total, "CPU": cpus}}
+        for n, cpus in enumerate(free)
+    ]
+    child_that_says(monkeypatch, f"something of Ray's\n\n{json.dumps(hosts)}\n")
+    monkeypatch.setattr(doctor_places, "check_address", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+
+
+def test_cluster_with_room_for_the_job_is_told_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_of(monkeypatch, 4, 4)
+    line = only(doctor_places.ray(asked(tmp_path, "workers=4")))
+    assert line.text.endswith(", head:6379: 2 hosts with {CPU: 8, GPU: 2}")
+    assert (line.source, line.problem) == ("environment RAY_ADDRESS", "")
+
+
+def test_cluster_whose_hosts_are_too_small_one_by_one_is_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_of(monkeypatch, 4, 4)
+    line = only(doctor_places.ray(asked(tmp_path, "workers=8")))
+    assert line.problem == (
+        "the job needs 1 x {CPU: 8} on one host; the cluster has 2 hosts with {CPU: 8}, of which "
+        "{CPU: 8} are free; lacking: a host with {CPU: 8} free (none of them is that large, the "
+        "largest have {CPU: 4}): a launch waits for that, up to 300 s (timeouts.placement_s)"
+    )
+    assert not line.stops
+
+
+def test_cluster_that_is_busy_is_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster_of(monkeypatch, 1, 4)
+    line = only(doctor_places.ray(asked(tmp_path, "workers=6", "workers_per_host=3")))
+    assert "of which {CPU: 5} are free; lacking: " in line.problem
+
+
+def test_secrets_that_are_not_here_stop_a_launch_that_starts_ray_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", SECRET)
+    assert list(doctor_places.secrets(asked(tmp_path))) == []
+    here = "secret_env={TOKEN: 'env:HERE'}"
+    assert only(doctor_places.secrets(asked(tmp_path, here))) == Line(
+        "secrets", "TOKEN, looked up on each host", "command line"
+    )
+    lacking = "secret_env={TOKEN: 'env:HERE', OTHER: 'file:/no/such'}"
+    line = only(doctor_places.secrets(asked(tmp_path, lacking)))
+    assert (line.text, line.stops) == ("not all of OTHER, TOKEN", True)
+    assert line.problem == (
+        "secret_env.OTHER: file:/no/such: No such file or directory; bring the file to each host "
+        "that runs workers"
+    )
+    line = only(doctor_places.secrets(asked(tmp_path, lacking, starts_ray=False)))
+    assert line.problem.endswith("; workers run on the cluster, which may have it")
+    assert not line.stops and SECRET not in repr(line)
+
+
+def test_devices_whose_plugin_is_missing_say_more_than_an_assertion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_that_says(monkeypatch, stderr="Traceback ...\nAssertionError\n", code=1)
+    line = only(doctor_host.devices(asked(tmp_path, "platform=gpu")))
+    assert (line.text, line.stops) == ("no gpu on this machine", True)
+    assert line.problem == ("JAX's plugin for gpu is not installed, or finds none (AssertionError)")
+    child_that_says(monkeypatch, stderr="RuntimeError: the TPU is in use by pid 7\n", code=1)
+    line = only(doctor_host.devices(asked(tmp_path, "platform=tpu")))
+    assert line.problem == "RuntimeError: the TPU is in use by pid 7"
+
+
 def test_address_where_nobody_listens_stops_a_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +269,13 @@ def test_address_where_nobody_listens_stops_a_launch(
     assert line.problem.startswith("cannot connect to Ray at 127.0.0.1:1: ")
 
 
-SERVICE = {"type": "service_account", "client_email": "job@x.iam", "private_key": SECRET}
+SERVICE = {
+    "type": "service_account",
+    "client_email": "job@x.iam",
+    "private_key": SECRET,
+    "token_uri": "https://oauth2.googleapis.com/token",
+}
+USER = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": SECRET}
 
 
 def credentials() -> Line:
@@ -195,8 +312,14 @@ def test_credentials_in_a_file_are_named_and_not_shown(
         (SECRET, "holds no Google credentials: download them again"),
         ('["a"]', "holds no Google credentials: download them again"),
         ("{}", "holds no Google credentials: download them again"),
+        (json.dumps({**SERVICE, "private_key": "", "token_uri": None}),
+         "lacks private_key, token_uri, which credentials of type service_account have: download "
+         "them again"),
+        (json.dumps({**USER, "refresh_token": ""}),
+         "lacks refresh_token, which credentials of type authorized_user have: download them "
+         "again"),
     ],
-)
+)  # fmt: skip
 def test_credentials_file_that_is_none_stops_a_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, problem: str
 ) -> None:
@@ -212,7 +335,7 @@ def test_credentials_file_that_is_none_stops_a_launch(
 def test_credentials_of_gcloud_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".config/gcloud/application_default_credentials.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"type": "authorized_user", "refresh_token": SECRET}))
+    path.write_text(json.dumps(USER))
     line = credentials()
     assert line.text == f"authorized user in {path}"
     assert line.source == "gcloud auth application-default login"
@@ -222,8 +345,8 @@ def test_credentials_of_gcloud_are_found(tmp_path: Path, monkeypatch: pytest.Mon
 def test_credentials_of_a_google_machine_are_its_service_account(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         line = credentials()
     assert line == Line(
         "credentials", "job@jobs.iam.gserviceaccount.com", "this machine's metadata server"

@@ -55,7 +55,7 @@ def test_preempted_is_told_at_once_and_costs_one_request_that_waits(
     await_true(lambda: waiting(server, "preempted") == 1, 5)
     assert not told.came.wait(0.3)
     assert waiting(server, "preempted") == 1
-    server.set("preempted", "TRUE")
+    server.set("instance/preempted", "TRUE")
     assert told.came.wait(5)
     assert told.notices == [(30.0, "preempted")]
 
@@ -64,10 +64,10 @@ def test_maintenance_that_terminates_is_told_and_one_that_migrates_is_not(
     server: MetadataServer, told: Told, watch: MetadataWatch
 ) -> None:
     await_true(lambda: waiting(server, "maintenance-event") == 1, 5)
-    server.set("maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
+    server.set("instance/maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
     await_true(lambda: waiting(server, "maintenance-event") == 2, 5)
     assert told.notices == []
-    server.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+    server.set("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
     assert told.came.wait(5)
     assert told.notices == [(60.0, "TERMINATE_ON_HOST_MAINTENANCE")]
 
@@ -78,7 +78,7 @@ def test_maintenance_of_a_host_with_gpus_gives_an_hour(
     (tmp_path / "version").touch()
     environ = {"GCE_METADATA_HOST": server.address}
     watch = MetadataWatch(told, environ, tmp_path / "none", tmp_path / "version")
-    server.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+    server.set("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
     assert told.came.wait(5)
     watch.close()
     assert told.notices == [(3600.0, "TERMINATE_ON_HOST_MAINTENANCE")]
@@ -88,9 +88,9 @@ def test_notices_of_both_keys_are_told_once(
     server: MetadataServer, told: Told, watch: MetadataWatch
 ) -> None:
     await_true(lambda: waiting(server, "preempted") == 1, 5)
-    server.set("preempted", "TRUE")
+    server.set("instance/preempted", "TRUE")
     assert told.came.wait(5)
-    server.set("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
+    server.set("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")
     assert not await_second(told)
 
 
@@ -102,7 +102,7 @@ def await_second(told: Told) -> bool:
 def test_server_that_fails_for_a_while_is_asked_again(server: MetadataServer, told: Told) -> None:
     server.fail(2)
     watch = MetadataWatch(told, {"GCE_METADATA_HOST": server.address})
-    server.set("preempted", "TRUE")
+    server.set("instance/preempted", "TRUE")
     assert told.came.wait(10)
     watch.close()
     assert told.notices == [(30.0, "preempted")]
@@ -111,9 +111,9 @@ def test_server_that_fails_for_a_while_is_asked_again(server: MetadataServer, to
 def test_server_without_maintenance_events_still_tells_of_preemption(
     server: MetadataServer, told: Told
 ) -> None:
-    del server.values["maintenance-event"]
+    del server.values["instance/maintenance-event"]
     watch = MetadataWatch(told, {"GCE_METADATA_HOST": server.address})
-    server.set("preempted", "TRUE")
+    server.set("instance/preempted", "TRUE")
     assert told.came.wait(5)
     watch.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from hotstart.cache.google_machine import GoogleMachine, this_machine
-from tests.support.google_machine import metadata_server
+from tests.support.metadata_server import metadata_server
 
 pytestmark = pytest.mark.unit
 
@@ -28,8 +28,8 @@ def silent() -> Iterator[str]:
 
 
 def test_machine_of_google_tells_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         machine = this_machine(10)
     assert machine == GoogleMachine(
         "jobs", "1001", "us-central1-b", "job@jobs.iam.gserviceaccount.com"
@@ -38,8 +38,8 @@ def test_machine_of_google_tells_its_place(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_machine_is_not_asked_where_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with metadata_server() as host:
-        monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with metadata_server() as server:
+        monkeypatch.setenv("GCE_METADATA_HOST", server.address)
         monkeypatch.setenv("NO_GCE_CHECK", "true")
         assert this_machine(10) is None
 

@@ -74,7 +74,10 @@ def test_rule_that_is_not_about_the_age_of_live_standard_objects_is_left_aside(
 ) -> None:
     rule = delete(1, **more)
     assert deletion_of(rule) is None
-    assert mended_rules([rule], LAYOUT, 2 * DAY_S) == [rule, entries_rule(LAYOUT, 2)]
+    assert mended_rules([rule], LAYOUT, 2 * DAY_S, whole_bucket=True) == [
+        rule,
+        entries_rule(LAYOUT, 2),
+    ]
 
 
 def test_rule_without_an_age_deletes_at_once() -> None:
@@ -136,9 +139,32 @@ def test_mended_rules_delete_entries_alone_and_keep_what_is_of_others(
     rules: list[dict[str, object]], length_days: int | None, mended: list[dict[str, object]]
 ) -> None:
     length_s = None if length_days is None else float(length_days * DAY_S)
-    assert mended_rules(rules, LAYOUT, length_s) == mended
-    for rule in map(deletion_of, mended_rules(rules, LAYOUT, length_s)):
+    assert mended_rules(rules, LAYOUT, length_s, whole_bucket=True) == mended
+    for rule in map(deletion_of, mended):
         assert rule is not None and not rule.catches_more_than(LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("rules", "length_days", "mended"),
+    [
+        ([], 10, [entries_rule(LAYOUT, 10)]),
+        ([delete(3, "cache/entries/")], 10, [entries_rule(LAYOUT, 10)]),
+        ([delete(30, "cache/entries/v1/")], 10, [entries_rule(LAYOUT, 30)]),
+        ([delete(30)], 10, [delete(30), entries_rule(LAYOUT, 10)]),
+        ([delete(90, "runs/")], 10, [delete(90, "runs/"), entries_rule(LAYOUT, 10)]),
+        (
+            [delete(5, "cache/", "cache/entries/", "other/")],
+            10,
+            [delete(5, "cache/", "other/"), entries_rule(LAYOUT, 10)],
+        ),
+        ([delete(1, "runs/")], None, [delete(1, "runs/")]),
+    ],
+)
+def test_mended_rules_of_the_cache_alone_leave_every_prefix_that_is_not_of_entries(
+    rules: list[dict[str, object]], length_days: int | None, mended: list[dict[str, object]]
+) -> None:
+    length_s = None if length_days is None else float(length_days * DAY_S)
+    assert mended_rules(rules, LAYOUT, length_s, whole_bucket=False) == mended
 
 
 def test_class_change_is_told_with_what_it_touches() -> None:
