@@ -267,8 +267,11 @@ class Following:
     def _notice(self, notice: PreemptionNotice) -> None:
         self._watcher.notice(self._plan.attempt, str(notice))
         if self._preemption.heard(notice, self._clock()):
-            message = {"hold_s": self._preemption.hold_s()}
-            self._gang.tell(self._plan.attempt, message)
+            self._announce()
+
+    def _announce(self) -> None:
+        message = {"hold_s": self._preemption.hold_s, "turn": self._preemption.turn}
+        self._gang.tell(self._plan.attempt, message)
 
     def _answered(self, point: StopPoint) -> None:
         if point.calls is None:
@@ -277,14 +280,20 @@ class Following:
 
     def _stop_at(self, call: int | None) -> None:
         if call is not None:
-            self._gang.tell(self._plan.attempt, {"stop_at": call})
+            self._settle(call)
+
+    def _settle(self, call: int | None) -> None:
+        message = {"stop_at": call, "turn": self._preemption.turn}
+        self._gang.tell(self._plan.attempt, message)
 
     def _overdue(self) -> Outcome | None:
         now_s = self._clock()
         if silent := self._preemption.has_no_agreement(now_s):
             who = ", ".join(map(str, silent))
             logger.warning("process %s does not answer: no agreement on where to stop", who)
-            self._gang.tell(self._plan.attempt, {"stop_at": None})
+            self._settle(None)
+        if self._preemption.tries_again(now_s):
+            self._announce()
         why = self._preemption.overdue(now_s)
         if why is None:
             return None

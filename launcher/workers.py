@@ -210,7 +210,8 @@ class WorkerProcess:
             index = self.plan.process_index
             self._emit(PreemptionNotice("sigterm", socket.gethostname(), process_index=index))
         elif "calls" in message:
-            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"])))
+            turn = _whole(message.get("turn")) or 0
+            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"]), turn))
         else:
             self._on_message(self, message)
 

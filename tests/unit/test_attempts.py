@@ -673,7 +673,7 @@ def test_loop_notice_is_announced_settled_and_costs_a_preemption_on_other_hosts(
     )
     bench = Bench(noticed, DONE)
     assert bench.run(failures=0).exit_code == ExitCode.DONE
-    assert told(bench) == [{"hold_s": 20.0}, {"stop_at": 6}]
+    assert told(bench) == [{"hold_s": 20.0, "turn": 1}, {"stop_at": 6, "turn": 1}]
     words = "preemption notice for host: Ray drains its node, 40 s left"
     assert bench.told.lines == ["attempt 1", f"attempt 1: {words}", "attempt 2"]
     assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
@@ -713,7 +713,31 @@ def test_loop_workers_that_ignore_a_notice_are_asked_to_stop_before_the_deadline
     assert reason.endswith("; its workers had not left in time and were ended")
     [fact] = (bench.record.attempts()[0].end or {})["preemption"]
     assert fact["ended_by_launcher"] is True
-    assert told(bench)[-1] == {"stop_at": None}
+    assert told(bench) == [
+        {"hold_s": 20.0, "turn": 1},
+        {"stop_at": None, "turn": 1},
+        {"hold_s": 8.0, "turn": 2},
+        {"stop_at": None, "turn": 2},
+    ]
+
+
+def test_loop_agreement_that_failed_is_tried_again_and_found() -> None:
+    answers = [[StopPoint(0, 4)], [], [StopPoint(0, 9, 2), StopPoint(1, 5)], [StopPoint(1, 9, 2)]]
+    bench = Bench(Script([[NOTICE], *answers, [left(0), left(1)]]), DONE)
+
+    class Slow(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            yield from super().events()
+            bench.clock.now_s += 5.0
+
+    bench._place = lambda attempt: Slow(bench.scripts, bench.calls, "gang", bench.clock)  # type: ignore[method-assign]
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert told(bench) == [
+        {"hold_s": 20.0, "turn": 1},
+        {"stop_at": None, "turn": 1},
+        {"hold_s": 12.5, "turn": 2},
+        {"stop_at": 10, "turn": 2},
+    ]
 
 
 def test_loop_script_that_finishes_under_a_notice_is_done() -> None:
