@@ -49,6 +49,7 @@ from hotstart.launcher.store_check import check_store
 from hotstart.launcher.submitted import (
     RUN_NAME_VARIABLE,
     SUBMISSION_VARIABLE,
+    keep_notes,
     keep_shipment,
     moved,
 )
@@ -353,6 +354,7 @@ def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
     ownership = take_ownership(job.record, OwnerIdentity.of_this_process(), tell=tell)
     if job.changed is not None:
         job.record.revise_job(ownership.epoch, job.changed)
+    keep_notes(job.record, ownership.epoch)
     return Run(job.record, ownership, job.config, job.keyring, is_new=False)
 
 
