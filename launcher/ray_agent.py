@@ -78,6 +78,11 @@ class RayAgent(Agent):
         manifest = ManifestStore(self._store(cache)).latest(fingerprint)
         return None if manifest is None else manifest.to_json()
 
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        """The latest of several jobs' manifests in the cache's location, as JSON."""
+        manifest = ManifestStore(self._store(cache)).latest_of(fingerprints)
+        return None if manifest is None else manifest.to_json()
+
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         """Keep a job's manifest in the cache's location."""
         ManifestStore(self._store(cache)).save(fingerprint, Manifest.from_json(manifest_json))

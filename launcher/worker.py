@@ -105,6 +105,7 @@ def main() -> None:
         failed_exit.code = 1
         sys.exit(1)
     finally:
+        channel.send({"over": True})
         notice.ended(progress.last_step, failed=failed)
         _end(progress, failed=failed)
 

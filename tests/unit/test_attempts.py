@@ -91,6 +91,9 @@ class FakeGang:
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
         raise AssertionError("only `Ahead` calls this")
 
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        raise AssertionError("only `Ahead` calls this")
+
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         raise AssertionError("only `Ahead` calls this")
 
@@ -601,6 +604,10 @@ def still(index: int, step: int) -> Stillness:
     return Stillness(index, "host", 60.0, last_step=step)
 
 
+def reached(index: int, step: int) -> Reached:
+    return Reached(index, "host", "first_step", step)
+
+
 HUNG = [still(0, 7), still(1, 6)]
 HANG = "no progress: process 1 on host has done nothing since step 6 for 60 s (timeouts.step_s=60)"
 
@@ -630,6 +637,15 @@ def test_loop_hang_without_stacks_says_so_by_naming_no_place() -> None:
     bench = Bench(Script([HUNG], last_words=[stopped(0), stopped(1)]), DONE)
     bench.plan = limited_plan
     bench.run()
+    assert bench.told.ended[0][1] == Outcome("failed", HANG, 1)
+
+
+def test_loop_worker_that_hangs_while_the_other_steps_is_a_hang() -> None:
+    hangs = replace(still(1, 6), tells_steps=True)
+    steps = [[reached(0, 7)], [hangs], [reached(0, 7)], [reached(0, 8)]]
+    bench = Bench(Script(steps, last_words=[stopped(0), stopped(1)]), DONE)
+    bench.plan = limited_plan
+    assert bench.run().exit_code == ExitCode.DONE
     assert bench.told.ended[0][1] == Outcome("failed", HANG, 1)
 
 
