@@ -1,10 +1,11 @@
 """Preemption: a notice says that a host is about to go, and its gang agrees where to stop.
 
-A notice comes from Ray (a node is drained), from the system (SIGTERM) or from Google Cloud's
-metadata server. The driver tells all workers, wherever they are, and each answers with the number
-of times that its program has asked `context.preempted()`; until it knows more, the next such call
-waits. The highest of these numbers plus one is the call at which all of them get the answer True
-(`stop_agreement.py` says why that is the same point of the program in each process).
+A notice comes from Ray (a node is drained), from the system (SIGTERM, to a worker or an agent) or
+from Google Cloud's metadata server. The driver tells all workers, wherever they are, and each
+answers with the number of times that its program has asked `context.preempted()`; until it knows
+more, the next such call waits. The highest of these numbers plus one is the call at which all of
+them get the answer True (`stop_agreement.py` says why that is the same point of the program in each
+process).
 
     notice -> announced -> all have said their number -> settled -> workers leave
                   ^                                   '-> some do not answer: nobody is told
@@ -40,8 +41,8 @@ _WORDS: dict[str, str] = {
 class PreemptionNotice:
     """A host is about to go; `left_s` is how long it has from now on, None where nobody said.
 
-    `process_index` is the worker that got the signal, where it was one. `detail` is the source's
-    own word. `host_index` is set by the driver.
+    `process_index` is the worker that got the signal, where it was one; of a signal without it, the
+    host's agent got it. `detail` is the source's own word. `host_index` is set by the driver.
     """
 
     source: Source
@@ -53,13 +54,20 @@ class PreemptionNotice:
 
     @property
     def takes_the_host(self) -> bool:
-        """Whether the host itself goes, so that the next attempt must do without it."""
+        """Whether the host itself goes, so that nothing may be put there any more."""
         return self.source != "sigterm"
+
+    @property
+    def takes_the_agent(self) -> bool:
+        """Whether the agent goes, with its host or alone: the next attempt must do without it."""
+        return self.takes_the_host or self.process_index is None
 
     def __str__(self) -> str:
         what = _WORDS[self.source]
         if self.process_index is not None:
             what += f" to process {self.process_index}"
+        elif self.source == "sigterm":
+            what += " to its agent"
         if self.detail:
             what += f" ({self.detail})"
         left = "" if self.left_s is None else f", {self.left_s:.0f} s left"
@@ -235,6 +243,6 @@ class GangPreemption:
 
 
 def first_to_go(notices: Sequence[PreemptionNotice]) -> PreemptionNotice | None:
-    """The notice that an attempt is put down to: of a host before one of a process."""
-    ranked = sorted(notices, key=lambda notice: not notice.takes_the_host)
+    """The notice that an attempt is put down to: of a host, then of an agent, then of a worker."""
+    ranked = sorted(notices, key=lambda n: (not n.takes_the_host, not n.takes_the_agent))
     return ranked[0] if ranked else None

@@ -122,7 +122,7 @@ class FakeGang:
     def events(self) -> Iterator[tuple[int, Event]]:
         if self._pending:
             for attempt, event in self._pending.pop(0):
-                if isinstance(event, PreemptionNotice) and event.takes_the_host:
+                if isinstance(event, PreemptionNotice) and event.takes_the_agent:
                     self.leaving[0] = self._clock() + (event.left_s or 30.0)
                 yield attempt, event
         if not self._pending:
@@ -711,6 +711,24 @@ def test_loop_signal_to_one_worker_starts_the_next_attempt_in_the_same_gang() ->
     bench = Bench(Script([[SIGTERM], [left(0), left(1)]]), DONE)
     assert bench.run(failures=0).exit_code == ExitCode.DONE
     assert bench.placed == 1
+    assert bench.outcomes() == ["preempted", "done"]
+
+
+def test_loop_signal_to_an_agent_is_a_preemption_and_its_gang_is_placed_anew() -> None:
+    to_agent = PreemptionNotice("sigterm", "host", host_index=0)
+    bench = Bench(Script([[to_agent], [left(0), left(1)]]), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert bench.outcomes() == ["preempted", "done"]
+    words = "preemption notice for host: SIGTERM to its agent"
+    assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
+
+
+def test_loop_agent_that_dies_of_its_signal_is_a_preemption() -> None:
+    to_agent = PreemptionNotice("sigterm", "host", host_index=0)
+    dies = Script([[to_agent], []], lost=[lost_agent(node_alive=True)])
+    bench = Bench(dies, DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
     assert bench.outcomes() == ["preempted", "done"]
 
 

@@ -150,12 +150,17 @@ def test_notice_of_a_host_comes_before_one_of_a_process() -> None:
     assert first_to_go([signal, DRAIN]) is DRAIN
     assert first_to_go([signal]) is signal
     assert first_to_go([]) is None
+    to_agent = PreemptionNotice("sigterm", "host-c")
+    assert first_to_go([signal, to_agent]) is to_agent
+    assert first_to_go([to_agent, DRAIN]) is DRAIN
 
 
 def test_notice_says_who_what_and_how_long() -> None:
     assert str(DRAIN) == "preemption notice for host-a: Ray drains its node, 40 s left"
     signal = PreemptionNotice("sigterm", "host-b", process_index=1)
     assert str(signal) == "preemption notice for host-b: SIGTERM to process 1"
+    to_agent = PreemptionNotice("sigterm", "host-b")
+    assert str(to_agent) == "preemption notice for host-b: SIGTERM to its agent"
     metadata = PreemptionNotice("metadata", "host-a", 30.0, "preempted")
     assert str(metadata) == (
         "preemption notice for host-a: Google Cloud's metadata server (preempted), 30 s left"
