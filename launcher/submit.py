@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotstart.launcher.errors import (
-    ClusterUnreachable,
-    ContactLost,
-    ExitCode,
-    UsageError,
-    first_line,
-)
+from hotstart.launcher.errors import ClusterUnreachable, ContactLost, UsageError, first_line
+from hotstart.launcher.job_ending import Ending, ending_of
 from hotstart.launcher.jobs_address import jobs_address
 from hotstart.launcher.shipment import Submission
 from hotstart.launcher.timed_call import within
@@ -34,15 +28,6 @@ _WAIT_FOR_PLACE_S = 5.0
 _REFUSED_S = 30.0
 _ANSWER_S = 30.0  # Ray's client itself waits for ever
 _SLOWEST_BYTES_S = 256 << 10  # of an upload
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a submitted job ended: Ray's word for it, hotstart's exit code, and a reason."""
-
-    status: str
-    exit_code: ExitCode
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -302,26 +287,6 @@ class _Log:
         if fresh:
             self._written = self._position
             self._write(fresh)
-
-
-def ending_of(status: str, driver_exit_code: int | None, message: str | None) -> Ending:
-    """What Ray tells of a job that has ended, in hotstart's words."""
-    if status == "SUCCEEDED":
-        return Ending(status, ExitCode.DONE, "done")
-    if status == "STOPPED":
-        return Ending(status, ExitCode.INTERRUPTED, "the job was stopped")
-    if driver_exit_code is None:
-        reason = (message or "").strip().partition("\n")[0]
-        return Ending(status, ExitCode.JOB_FAILED, reason or "Ray gives no reason")
-    if driver_exit_code < 0:
-        name = signal.Signals(-driver_exit_code).name
-        reason = f"the launcher on the cluster was killed by {name}"
-        return Ending(status, ExitCode.JOB_FAILED, reason)
-    reason = f"the launcher on the cluster ended with exit code {driver_exit_code}"
-    if driver_exit_code in (126, 127):  # see sh(1)
-        reason += "; the head's PATH has no `python` that runs"
-    known = driver_exit_code in set(ExitCode)
-    return Ending(status, ExitCode(driver_exit_code) if known else ExitCode.JOB_FAILED, reason)
 
 
 def _refused(address: str, error: BaseException) -> ClusterUnreachable:
