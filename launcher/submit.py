@@ -104,28 +104,38 @@ class RayJobs:
         """
         with tempfile.TemporaryDirectory(prefix="hotstart-submit-") as scratch:
             send = self._sender(submission, Path(scratch))
-            deadline, told, may_be_ours = clock() + _REFUSED_S, False, False
+            deadline, told = clock() + _REFUSED_S, False
+            lost_s: float | None = None  # when an answer was lost first
             while True:
                 try:
                     with _ray_logs_from(logging.WARNING):
                         send()
                     return True
                 except OSError as error:  # of requests too: the head has not said anything
-                    may_be_ours = True
+                    lost_s = clock() if lost_s is None else lost_s
                     if self._is_taken(submission, error, tell, clock, sleep):
                         return True
-                    deadline = max(deadline, clock() + _REFUSED_S / 2)
+                    if clock() - lost_s > _LOST_CONTACT_S:
+                        raise ContactLost(
+                            f"Ray at {self.address} does not answer {submission.submission_id} "
+                            f"({first_line(error)}), and did not have it so far; submit it again "
+                            f"with --run {submission.run}, which is attached to where it lives"
+                        ) from error
+                    deadline = max(deadline, clock() + _REFUSED_S)
                 except Exception as error:  # Ray raises RuntimeError for what the head says
                     with contextlib.suppress(Exception):
                         if submission.submission_id in self.submissions_of(submission.run):
-                            return may_be_ours
-                    why = f"Ray at {self.address} does not take the job: {first_line(error)}"
+                            return lost_s is not None  # it may be this one's, else somebody's
+                    why = self._refusal(error)
                     if not isinstance(error, RuntimeError) or clock() > deadline:
                         raise UsageError(why) from error
                     if not told:
                         tell(f"{why}; asking again for up to {_REFUSED_S:.0f} s")
                     told = True
                 sleep(1.0)
+
+    def _refusal(self, error: BaseException) -> str:
+        return f"Ray at {self.address} does not take the job: {first_line(error)}"
 
     def _sender(self, submission: Submission, scratch: Path) -> Callable[[], Any]:
         runtime_env = submission.write(scratch)

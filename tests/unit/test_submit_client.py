@@ -685,3 +685,18 @@ def test_submit_whose_answer_is_lost_with_the_cluster_says_that_it_may_run(
         "http://head:8265 does not list its jobs: refused): the job may run there; submit it again "
         "with --run r, which is attached to where it lives"
     )
+
+
+def test_submit_whose_answers_are_all_lost_and_that_is_not_there_may_still_come(
+    job: Path, clock: FakeClock
+) -> None:
+    client, started = ForgetfulClient(1000, set()), clock.now_s
+    with pytest.raises(ContactLost) as caught:
+        jobs_with(client).submit(  # type: ignore[arg-type]
+            prepare(str(job), [], "gs://b", Options(run="r")), clock=clock, sleep=clock.sleep
+        )
+    assert str(caught.value) == (
+        "Ray at http://head:8265 does not answer r-s1 (cut), and did not have it so far; submit it "
+        "again with --run r, which is attached to where it lives"
+    )
+    assert 60 < clock.now_s - started < 63
