@@ -10,6 +10,8 @@ compiler._cache_write               stock returns at once where process_id is no
                                     that process 0 takes no part in is never stored.
 cache_key._hash_accelerator_config, on CPU with several processes only: without what differs by
                                     process (keys.py).
+distributed.global_state            its preemption sync manager, in front of which one stands that
+                                    also tells the launcher (`hear_sync_points`).
 cache_key.get
 cache_key._hash_...                 pass on what they hash to a recorder (key_recorder.py), where
                                     they are there; the cache does not need it.
@@ -423,6 +425,41 @@ def has_backend() -> bool:
     from jax._src import xla_bridge
 
     return bool(xla_bridge._backends)
+
+
+def hear_sync_points(told: Callable[[], None]) -> None:
+    """Have `told` called when JAX tells the program to stop for a preemption.
+
+    However it asks: `reached_preemption_sync_point`, imported by name or not, looks for the
+    manager at each call. Call it once `jax.distributed` is initialized; does nothing where JAX
+    has no manager, or one that looks unfamiliar.
+    """
+    try:
+        from jax._src import distributed
+
+        state = distributed.global_state
+        manager = state.preemption_sync_manager
+    except (ImportError, AttributeError):
+        return
+    if hasattr(manager, "reached_sync_point") and not isinstance(manager, _HeardSyncPoints):
+        state.preemption_sync_manager = _HeardSyncPoints(manager, told)
+
+
+class _HeardSyncPoints:
+    """JAX's preemption sync manager, which says it when it has told the program to stop."""
+
+    def __init__(self, manager: Any, told: Callable[[], None]) -> None:
+        self._manager = manager
+        self._told = told
+
+    def reached_sync_point(self, step_id: int) -> bool:
+        reached: bool = self._manager.reached_sync_point(step_id)
+        if reached:
+            self._told()
+        return reached
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
 
 
 class JaxReader:

@@ -317,9 +317,18 @@ class Agent:
             self._standbys.attempt_is_over()
             self.cache.gone(event.process_index, attempt)
 
+    def signalled(self) -> None:
+        """This process has got SIGTERM: somebody takes it away, and may not be asked again."""
+        with self._starting:
+            is_new = not any(notice.source == "sigterm" for notice in self._host_notices)
+        if is_new:
+            self._notice(PreemptionNotice("sigterm", socket.gethostname()))
+
     def _notice_host(self, left_s: float | None, detail: str) -> None:
-        """This host is about to go; told to the attempt that runs, or to the next one."""
-        notice = PreemptionNotice("metadata", socket.gethostname(), left_s, detail)
+        self._notice(PreemptionNotice("metadata", socket.gethostname(), left_s, detail))
+
+    def _notice(self, notice: PreemptionNotice) -> None:
+        """This agent is about to go; told to the attempt that runs, or to the next one."""
         with self._starting:
             self._host_notices.append(notice)
             attempt = self._attempt

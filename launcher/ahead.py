@@ -45,6 +45,9 @@ class Gang(Protocol):
     def size(self) -> GangSize: ...
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
+    def latest_manifest_of(
+        self, cache: CacheConfig, fingerprints: Sequence[str]
+    ) -> bytes | None: ...
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
 
 
@@ -52,13 +55,15 @@ class Gang(Protocol):
 class AheadSettings:
     """What is needed of the job; `read_ahead` False learns all the same, but sends nothing.
 
-    `fingerprint` gives that of the job for a number of workers.
+    `fingerprint` gives that of the job for a number of workers. `sizes` are those it may have,
+    where the location is to be asked for other versions of them all.
     """
 
     fingerprint: Callable[[int], str]
     cache: CacheConfig
     platform: str
     read_ahead: bool = True
+    sizes: Sequence[int] = ()
 
 
 def installed_versions(platform: str) -> Versions:
@@ -94,6 +99,7 @@ class Ahead:
         self._kept_keys: dict[int, frozenset[str]] = {}  # in the cache's location
         self._asked_location: set[int] = set()
         self._asked_record: set[int] = set()
+        self._has_asked_others = False
         self._attempt = 0
         self._is_new = is_new
         self._threads: list[threading.Thread] = []
@@ -199,6 +205,7 @@ class Ahead:
         fingerprint = self._settings.fingerprint(workers)
         data = gang.latest_manifest(self._settings.cache, fingerprint)
         if data is None:
+            self._look_for_misfit(gang)
             return
         try:
             found = Manifest.from_json(data)
@@ -213,6 +220,17 @@ class Ahead:
         with self._lock:
             self._kept_keys.setdefault(workers, found.keys)
             self._known.setdefault(workers, found)
+
+    def _look_for_misfit(self, gang: Gang) -> None:
+        """This size has not run: whether the job last ran, at another one, with other versions."""
+        settings = self._settings
+        if len(settings.sizes) < 2 or self._has_asked_others:
+            return
+        self._has_asked_others = True
+        fingerprints = [settings.fingerprint(workers) for workers in settings.sizes]
+        data = gang.latest_manifest_of(settings.cache, fingerprints)
+        if data is not None and not self._versions.fit(found := Manifest.from_json(data)):
+            self._on_misfit(found)
 
 
 def _quietly(work: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hotstart.cache.config import CacheConfig
@@ -51,6 +51,11 @@ class AheadCalls:
         """The JSON of a job's latest manifest, which process 0's host looks for; None if none."""
         ask = self._agents[0].latest_manifest.remote
         return next(iter(self._answers([ask(cache, fingerprint)])), None)
+
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        """The latest of several jobs' manifests, likewise; see `ManifestStore.latest_of`."""
+        ask = self._agents[0].latest_manifest_of.remote
+        return next(iter(self._answers([ask(cache, tuple(fingerprints))])), None)
 
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         """Let process 0's host keep a job's manifest in the cache's location."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hotstart.launcher.errors import first_line
 from hotstart.launcher.placement import Host
@@ -12,6 +12,7 @@ from hotstart.launcher.placement import Host
 logger = logging.getLogger(__name__)
 
 _CALL_S = 10
+_GROUP = "bundle_group_"
 
 
 def look_at_hosts() -> list[Host]:
@@ -26,6 +27,7 @@ def look_at_hosts() -> list[Host]:
     import ray
 
     free: dict[str, dict[str, float]] = {}
+    groups: dict[str, frozenset[str]] = {}
     drained: set[str] = set()
     try:
         from ray.autoscaler.v2.sdk import get_cluster_status
@@ -34,6 +36,7 @@ def look_at_hosts() -> list[Host]:
         for node in (*status.active_nodes, *status.idle_nodes):
             if node.node_id:
                 free[node.node_id] = node.available_resources()
+                groups[node.node_id] = _groups_of(node.total_resources())
                 if node.node_status == "DRAINING":
                     drained.add(node.node_id)
     except Exception as error:
@@ -44,10 +47,16 @@ def look_at_hosts() -> list[Host]:
             dict(node.get("Labels") or {}),
             dict(node["Resources"]),
             free.get(node["NodeID"], dict(node["Resources"])),
+            groups.get(node["NodeID"], frozenset()),
         )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in drained
     ]
+
+
+def _groups_of(resources: Iterable[str]) -> frozenset[str]:
+    """The placement groups on a node: each has a resource `bundle_group_<id>` there."""
+    return frozenset(name.removeprefix(_GROUP) for name in resources if name.startswith(_GROUP))
 
 
 def is_node_alive(node_id: str) -> bool:

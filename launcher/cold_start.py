@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from hotstart.cache.signing import Keyring, open_sealed
@@ -61,10 +61,17 @@ def before_in_manifest(manifest: Manifest, now: Mapping[str, str]) -> Before:
 
 
 def before_in_directory(
-    location: str, fingerprint: str, keyring: Keyring, now: Mapping[str, str]
+    location: str, fingerprints: Collection[str], keyring: Keyring, now: Mapping[str, str]
 ) -> Before | None:
-    """Of the job's latest run that used this directory. Blocks; raises `StoreError`."""
-    manifest = ManifestStore(open_sealed(location, keyring)).latest(fingerprint)
+    """Of the job's latest run that used this directory, whatever the size of its gang.
+
+    `fingerprints` are the job's, for each size. Blocks; raises `StoreError`.
+    """
+    manifests = ManifestStore(open_sealed(location, keyring))
+    if len(fingerprints) == 1:
+        manifest = manifests.latest(*fingerprints)
+    else:
+        manifest = manifests.latest_of(fingerprints)
     return None if manifest is None else before_in_manifest(manifest, now)
 
 

@@ -56,6 +56,9 @@ class Gang(Protocol):
     def could_grow(self) -> bool: ...
     def read_ahead(self, attempt: int, manifest_json: bytes) -> None: ...
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None: ...
+    def latest_manifest_of(
+        self, cache: CacheConfig, fingerprints: Sequence[str]
+    ) -> bytes | None: ...
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None: ...
     def fresh_coordinator(self) -> str | None: ...
     def start(self, attempt: AttemptPlan, decided_at: float) -> None: ...
@@ -226,6 +229,7 @@ class Following:
                 self._ended_by = event.host
             case Reached():
                 self._watcher.reached(event)
+                self._watch.reached(event.process_index, event.last_step)
                 self._runs(event)
             case WorkerExit():
                 self._exits.append(event)
@@ -279,8 +283,11 @@ class Following:
     def _notice(self, notice: PreemptionNotice) -> None:
         self._watcher.notice(self._plan.attempt, notice)
         if self._preemption.heard(notice, self._clock()):
-            message = {"hold_s": self._preemption.hold_s()}
-            self._gang.tell(self._plan.attempt, message)
+            self._announce()
+
+    def _announce(self) -> None:
+        message = {"hold_s": self._preemption.hold_s, "turn": self._preemption.turn}
+        self._gang.tell(self._plan.attempt, message)
 
     def _answered(self, point: StopPoint) -> None:
         if point.calls is None:
@@ -289,14 +296,20 @@ class Following:
 
     def _stop_at(self, call: int | None) -> None:
         if call is not None:
-            self._gang.tell(self._plan.attempt, {"stop_at": call})
+            self._settle(call)
+
+    def _settle(self, call: int | None) -> None:
+        message = {"stop_at": call, "turn": self._preemption.turn}
+        self._gang.tell(self._plan.attempt, message)
 
     def _overdue(self) -> Outcome | None:
         now_s = self._clock()
         if silent := self._preemption.has_no_agreement(now_s):
             who = ", ".join(map(str, silent))
             logger.warning("process %s does not answer: no agreement on where to stop", who)
-            self._gang.tell(self._plan.attempt, {"stop_at": None})
+            self._settle(None)
+        if self._preemption.tries_again(now_s):
+            self._announce()
         why = self._preemption.overdue(now_s)
         if why is None:
             return None

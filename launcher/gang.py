@@ -49,9 +49,9 @@ class Gang(AheadCalls):
         self,
         reservation: Reservation,
         size: GangSize,
-        room_beside: Callable[[Sequence[str]], int],
+        room_beside: Callable[[], int],
     ) -> None:
-        """`room_beside` tells for how many workers there is room beside a gang on these nodes."""
+        """`room_beside` tells for how many workers there is room beside this gang."""
         super().__init__()
         self.size = size
         self._shares = reservation.shares
@@ -116,7 +116,7 @@ class Gang(AheadCalls):
         if size.process_count >= size.most or self.lost:
             return False
         try:
-            return self._room_beside(self._node_ids) > 0
+            return self._room_beside() > 0
         except Exception as error:  # Ray doesn't say: the gang that is there will do
             logger.info("room beside the gang is not known: %s", first_line(error))
             return False

@@ -52,7 +52,7 @@ class HostWatch:
             for worker, watch in self._watched:
                 if late_s > self._interval_s:
                     watch.forgive(late_s)
-                said = watch.look(worker.report, now_s)
+                said = watch.look(worker.report, now_s, is_over=worker.is_over)
                 if said is not None:
                     self._emit(said)
 

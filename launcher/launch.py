@@ -41,7 +41,7 @@ from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import FIRST_EPOCH, take_ownership
-from hotstart.launcher.placement import GangSize, hosts_per_slice, place, total
+from hotstart.launcher.placement import GangSize, hosts_per_slice, place, sizes_of, total
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import Patience
@@ -53,6 +53,7 @@ from hotstart.launcher.store_check import check_store
 from hotstart.launcher.submitted import (
     RUN_NAME_VARIABLE,
     SUBMISSION_VARIABLE,
+    keep_notes,
     keep_shipment,
     moved,
 )
@@ -271,27 +272,30 @@ class Run:
         cache = cache_config_of(self.config)
         if cache is None:
             return None
+        sizes, in_bucket = sizes_of(self.config), _is_bucket(cache.location)
         settings = AheadSettings(
-            fingerprint=lambda workers: recorded_fingerprint(
-                self.config, self._launched_from, workers
-            ),
+            fingerprint=self._fingerprint,
+            sizes=sizes if self._is_new and in_bucket else (),
             cache=cache,
             platform=self.config.platform,
             read_ahead=self.config.cache.read_ahead,
         )
         if not self._is_new:
             cold.look(lambda: before_in_record(self.record))
-        elif not _is_bucket(cache.location):
+        elif not in_bucket:
             cold.look(
                 lambda: before_in_directory(
                     cache.location,
-                    settings.fingerprint(self.config.workers),
+                    {self._fingerprint(workers) for workers in sizes},
                     self._keyring,
                     key_versions(),
                 )
             )
         versions = installed_versions(self.config.platform)
         return Ahead(settings, self.record, versions, is_new=self._is_new, on_misfit=cold.misfit)
+
+    def _fingerprint(self, workers: int) -> str:
+        return recorded_fingerprint(self.config, self._launched_from, workers)
 
     def _has_checkpoint(self) -> bool:
         try:
@@ -377,6 +381,7 @@ def reopen_run(job: RecordedJob, tell: Callable[[str], None]) -> Run:
     ownership = take_ownership(job.record, me, tell=tell, beats=beats)
     if job.changed is not None:
         job.record.revise_job(ownership.epoch, job.changed)
+    keep_notes(job.record, ownership.epoch)
     return Run(job.record, ownership, job.config, job.keyring, is_new=False)
 
 

@@ -22,6 +22,7 @@ class LeavingHosts:
         self._drains = DrainWatch(node_ids)
         self._drained: dict[int, PreemptionNotice] = {}
         self._untold: set[int] = set()
+        self._told_ray: set[int] = set()
 
     def begin(self) -> None:
         """An attempt begins: what is known already is told to it too."""
@@ -41,14 +42,15 @@ class LeavingHosts:
 
         Ray is told of a host that something else takes away.
         """
-        if notice.takes_the_host:
-            left_s = UNKNOWN_LEFT_S if notice.left_s is None else notice.left_s
-            is_new = index not in self.gone_s
+        left_s = UNKNOWN_LEFT_S if notice.left_s is None else notice.left_s
+        tells_ray = notice.takes_the_host and notice.source != "drain"
+        if tells_ray and index not in self._told_ray:
+            self._told_ray.add(index)
+            arguments = self._node_ids[index], left_s, str(notice)
+            threading.Thread(target=drain, args=arguments, daemon=True).start()
+        if notice.takes_the_agent:
             gone_s = time.monotonic() + left_s
             self.gone_s[index] = min(gone_s, self.gone_s.get(index, gone_s))
-            if is_new and notice.source != "drain":
-                arguments = self._node_ids[index], left_s, str(notice)
-                threading.Thread(target=drain, args=arguments, daemon=True).start()
         return dataclasses.replace(notice, host_index=index)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Collection
 
 from hotstart.cache.errors import AccessDenied, StoreError, StoreMissing
 from hotstart.cache.repair import REPLACEMENTS, all_names
@@ -70,6 +71,28 @@ class ManifestStore:
             logger.warning("nothing is read ahead for this job: %s", error)
         return None
 
+    def latest_of(self, fingerprints: Collection[str]) -> Manifest | None:
+        """The latest sound manifest of several fingerprints, such as a job's for all its sizes.
+
+        One listing of all manifests in the location, and one request more; None where the store
+        fails, which is a warning.
+        """
+        try:
+            stats = []
+            for stat in self._store.list(MANIFESTS):
+                fingerprint, _, name = stat.name.removeprefix(MANIFESTS).partition("/")
+                if fingerprint in fingerprints and _NAME.fullmatch(name):
+                    stats.append(stat)
+            for stat in sorted(stats, key=_age, reverse=True):
+                found = self._read(stat)
+                if found is not None:
+                    return found
+        except StoreMissing:
+            return None
+        except StoreError as error:
+            logger.warning("what this job asked for is not known: %s", error)
+        return None
+
     def look_up(self, fingerprint: str) -> tuple[Manifest | None, int]:
         """The same, and how many were there where none is sound; raises `StoreError`.
 
@@ -80,15 +103,21 @@ class ManifestStore:
         except StoreMissing:
             return None, 0
         for stat in there:
-            most = MAX_BYTES + SIGNATURE_BYTES
-            data = self._store.get(stat.name) if stat.size_bytes <= most else b""
-            if data is None:
-                continue
-            try:
-                return Manifest.from_json(data), 0
-            except ManifestError as error:
-                logger.warning("%s/%s: %s; it is skipped", self._store.url, stat.name, error)
+            if (found := self._read(stat)) is not None:
+                return found, 0
         return None, len(there)
+
+    def _read(self, stat: ObjectStat) -> Manifest | None:
+        """A manifest, or None where it has gone or is unsound."""
+        most = MAX_BYTES + SIGNATURE_BYTES
+        data = self._store.get(stat.name) if stat.size_bytes <= most else b""
+        if data is None:
+            return None
+        try:
+            return Manifest.from_json(data)
+        except ManifestError as error:
+            logger.warning("%s/%s: %s; it is skipped", self._store.url, stat.name, error)
+        return None
 
     def _newest_first(self, fingerprint: str) -> list[ObjectStat]:
         folder = _folder(fingerprint)
@@ -97,7 +126,7 @@ class ManifestStore:
             for stat in self._store.list(folder)
             if _NAME.fullmatch(stat.name.removeprefix(folder))
         ]
-        return sorted(stats, key=lambda stat: (stat.modified_s, stat.name), reverse=True)
+        return sorted(stats, key=_age, reverse=True)
 
     def _remove(self, stats: list[ObjectStat]) -> None:
         for stat in stats:
@@ -105,6 +134,10 @@ class ManifestStore:
                 self._store.delete(stat.name, stat.generation)
             except AccessDenied as error:  # a role that may create and no more: they pile up
                 logger.info("an old manifest stays: %s", error)
+
+
+def _age(stat: ObjectStat) -> tuple[float, str]:
+    return stat.modified_s, stat.name
 
 
 def _folder(fingerprint: str) -> str:

@@ -7,8 +7,9 @@ for next (`sizing.py`).
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotstart.conf.schema import JobConfig
@@ -18,9 +19,10 @@ from hotstart.launcher.gang import Gang
 from hotstart.launcher.placement import (
     GangSize,
     describe_need,
-    hosts_per_slice,
     place,
+    room_beside,
     size_of,
+    sizes_of,
     workers_that_fit,
 )
 from hotstart.launcher.plan import AttemptPlan
@@ -57,7 +59,9 @@ def place_gang(wishes: Wishes, plan: Callable[[GangSize], AttemptPlan]) -> Gang 
         if reservation is None:
             return None
         size = size_of(wishes.config, reservation.shares)
-        gang = Gang(reservation, size, lambda held: extra_workers(wishes.config, held))
+        gang = Gang(
+            reservation, size, functools.partial(_extra_workers, wishes.config, reservation)
+        )
         try:
             if gang.start_agents(plan(size), wishes.is_interrupted):
                 return gang
@@ -74,16 +78,9 @@ def place_gang(wishes: Wishes, plan: Callable[[GangSize], AttemptPlan]) -> Gang 
         return None
 
 
-def extra_workers(config: JobConfig, held: Sequence[str]) -> int:
-    """For how many workers there is room beside a gang that is on these nodes."""
-    spread = config.placement == "spread" or config.tpu.topology is not None
-    one_host = config.workers_per_host is None
-    hosts = look_at_hosts()
-    if one_host:  # more of the same host, or nothing
-        hosts = [host for host in hosts if host.node_id in held]
-    elif spread:
-        hosts = [host for host in hosts if host.node_id not in held]
-    return workers_that_fit(config, hosts)
+def _extra_workers(config: JobConfig, reservation: Reservation) -> int:
+    """For how many workers there is room beside what has been granted."""
+    return room_beside(config, look_at_hosts(), reservation.held())
 
 
 def _reserved(wishes: Wishes, started: float) -> Reservation | None:
@@ -92,7 +89,7 @@ def _reserved(wishes: Wishes, started: float) -> Reservation | None:
     sizing = Sizing(
         config.least_workers,
         config.workers,
-        (config.workers_per_host or 1) * hosts_per_slice(config),
+        sizes_of(config).step,
         time.monotonic(),
         fall_s=min(FALL_S, wishes.timeout_s / 4),
     )
@@ -108,7 +105,7 @@ def _reserved(wishes: Wishes, started: float) -> Reservation | None:
                 return None
             looks = sizing.is_elastic and sizing.looks(now)
             if granted:
-                extra = extra_workers(config, reservation.node_ids()) if looks else 0
+                extra = _extra_workers(config, reservation) if looks else 0
                 if sizing.granted(extra, now):
                     return reservation
                 time.sleep(_POLL_S)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotstart.conf.schema import JobConfig
 
 SLICE_LABEL = "ray.io/tpu-slice-name"
+TOPOLOGY_LABEL = "ray.io/tpu-topology"
+POD_TYPE_LABEL = "ray.io/tpu-pod-type"
 _UNUSED = {"CPU": 0.001}
 _TINY = 1e-6  # Ray counts resources in steps of 0.0001, and adds them up as floats
 
@@ -34,12 +36,25 @@ class GangSize:
 
 @dataclass(frozen=True)
 class Host:
-    """A node of the cluster that is alive: what it has, and how much of that is free."""
+    """A node of the cluster that is alive: what it has, and how much of that is free.
+
+    `groups` are the ids of the placement groups that are taken off what is free: Ray's account is
+    about a second old.
+    """
 
     node_id: str
     labels: Mapping[str, str]
     total: Mapping[str, float]
     free: Mapping[str, float]
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a gang has been granted: the id of its placement group, and resources by node id."""
+
+    group: str
+    by_node: Mapping[str, Mapping[str, float]]
 
 
 def place(config: JobConfig, workers: int | None = None) -> tuple[HostShare, ...]:
@@ -61,6 +76,12 @@ def size_of(config: JobConfig, shares: Sequence[HostShare]) -> GangSize:
     """The size of a gang with these hosts."""
     workers = sum(len(share.processes) for share in shares)
     return GangSize(workers, len(shares), config.least_workers, config.workers)
+
+
+def sizes_of(config: JobConfig) -> range:
+    """The numbers of workers that a gang of the job may have."""
+    step = (config.workers_per_host or 1) * hosts_per_slice(config)
+    return range(config.least_workers, config.workers + 1, step)
 
 
 def hosts_per_slice(config: JobConfig) -> int:
@@ -95,9 +116,43 @@ def workers_that_fit(config: JobConfig, hosts: Iterable[Host]) -> int:
     return min(config.workers, count * config.workers_per_host)
 
 
+def room_beside(config: JobConfig, hosts: Iterable[Host], held: Held) -> int:
+    """For how many more workers there is room beside a gang, whose own room is not free.
+
+    A gang without `workers_per_host` may only grow where it is, one that is spread, or of slices,
+    only where it is not.
+    """
+    spread = config.placement == "spread" or config.tpu.topology is not None
+    if config.workers_per_host is None:
+        hosts = [host for host in hosts if host.node_id in held.by_node]
+    elif spread:
+        hosts = [host for host in hosts if host.node_id not in held.by_node]
+    return workers_that_fit(config, [_less(host, held) for host in hosts])
+
+
+def _less(host: Host, held: Held) -> Host:
+    """The host, less what a gang holds there, where that is not taken off yet."""
+    taken = held.by_node.get(host.node_id, {})
+    if not taken or held.group in host.groups:
+        return host
+    free = {name: amount - taken.get(name, 0.0) for name, amount in host.free.items()}
+    return replace(host, free=free)
+
+
 def is_suitable(config: JobConfig, labels: Mapping[str, str]) -> bool:
-    """Whether a host's labels are as the job wants them."""
-    return selects(config.labels, labels)
+    """Whether a host's labels, and its slice, are as the job wants them."""
+    return selects(config.labels, labels) and is_of_kind(config, labels)
+
+
+def is_of_kind(config: JobConfig, labels: Mapping[str, str]) -> bool:
+    """Whether a host is of slices such as the job wants, as far as its labels say."""
+    topology, generation = config.tpu.topology, config.tpu.generation
+    if topology is None or generation is None:
+        return True
+    has = {name: labels.get(name, "").lower() for name in (TOPOLOGY_LABEL, POD_TYPE_LABEL)}
+    return has[TOPOLOGY_LABEL] in ("", topology.strip().lower()) and (
+        not has[POD_TYPE_LABEL] or has[POD_TYPE_LABEL].partition("-")[0] == generation.lower()
+    )
 
 
 def selects(selectors: Mapping[str, str], labels: Mapping[str, str]) -> bool:
@@ -147,13 +202,17 @@ def describe_need(config: JobConfig, hosts: Sequence[Host]) -> str:
 
 
 def _lacking(config: JobConfig, hosts: Sequence[Host], bundle: Mapping[str, float]) -> str:
-    suitable = [host for host in hosts if is_suitable(config, host.labels)]
+    labeled = [host for host in hosts if selects(config.labels, host.labels)]
+    suitable = [host for host in labeled if is_of_kind(config, host.labels)]
     large = [host for host in suitable if _times(bundle, host.total)]
     unknown = sorted(name for name in bundle if not any(name in host.total for host in suitable))
     why = []
-    if len(suitable) < len(hosts):
-        count = len(hosts) - len(suitable)
+    if count := len(hosts) - len(labeled):
         why.append(f"{count} of the hosts {'is' if count == 1 else 'are'} labeled otherwise")
+    if count := len(labeled) - len(suitable):
+        kind = f"{config.tpu.generation} {config.tpu.topology}"
+        are = "is of another slice" if count == 1 else "are of other slices"
+        why.append(f"{count} of the hosts {are} than {kind}")
     if suitable and unknown:
         why.append(f"none of them has {', '.join(unknown)}")
     elif suitable and not large:
@@ -178,7 +237,8 @@ def _lacking(config: JobConfig, hosts: Sequence[Host], bundle: Mapping[str, floa
 
 def _times(bundle: Mapping[str, float], free: Mapping[str, float]) -> int:
     """How often a bundle fits."""
-    return int(min(free.get(name, 0.0) / amount + _TINY for name, amount in bundle.items()))
+    least = min(free.get(name, 0.0) / amount + _TINY for name, amount in bundle.items())
+    return max(0, int(least))
 
 
 def _selects(selector: str, label: str | None) -> bool:

@@ -6,14 +6,17 @@ A driver that never imports gcsfs starts the job half a second sooner.
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hotstart.cache.config import CacheConfig
+from hotstart.cache.signals import watch_signals
 from hotstart.cache.signing import open_sealed
 from hotstart.cache.store import Store
 from hotstart.launcher.agent import Agent, HostInfo
@@ -28,6 +31,8 @@ from hotstart.launcher.store_check import check_store
 
 if TYPE_CHECKING:
     from hotstart.launcher.bucket_lifetime import Lived
+
+logger = logging.getLogger(__name__)
 
 _DEADLINE_S = 10.0
 _LOGS_S = 10.0
@@ -52,6 +57,28 @@ class RayAgent(Agent):
         self._warnings = HostWarnings()
         logging.getLogger("hotstart").addHandler(self._warnings)
         self._metrics = HostMetrics(self._worker_reports)
+        self._take_sigterm()
+
+    def _take_sigterm(self) -> None:
+        """Have SIGTERM say that this process goes, which its gang can leave in order for.
+
+        By Ray's own handler it would end here and now, with its workers. What must end it, as the
+        driver, its raylet's death and SIGKILL do, ends it all the same.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            logger.info("SIGTERM stays with Ray: this actor was not made on its main thread")
+            return
+
+        def on_sigterm(number: int, frame: FrameType | None) -> None:
+            if watched is None:  # somebody else has the descriptor: when Ray gets round to it
+                threading.Thread(target=self.signalled, daemon=True).start()
+
+        def heard(number: int) -> None:
+            if number == signal.SIGTERM:
+                self.signalled()
+
+        signal.signal(signal.SIGTERM, on_sigterm)
+        watched = watch_signals(heard, held_back=signal.SIGTERM)
 
     def describe(self) -> tuple[HostInfo, str]:  # type: ignore[override]
         """Where this agent lives, and Ray's id of the node."""
@@ -76,6 +103,11 @@ class RayAgent(Agent):
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
         """The latest manifest of a job in the cache's location, as JSON."""
         manifest = ManifestStore(self._store(cache)).latest(fingerprint)
+        return None if manifest is None else manifest.to_json()
+
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        """The latest of several jobs' manifests in the cache's location, as JSON."""
+        manifest = ManifestStore(self._store(cache)).latest_of(fingerprints)
         return None if manifest is None else manifest.to_json()
 
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:

@@ -20,6 +20,7 @@ The store is rooted at the run directory (a directory or `gs://...`). One object
                                             largest holds the others (asked_facts.py)
     <run>/watchers/<id>/...                 who watches over the run (watchers.py)
     <run>/shipment                          what was sent to the cluster, a zip (submitted.py)
+    <run>/submitted/<epoch:08d>             what a later submission said anew (submitted.py)
     <run>/end/<epoch:08d>                   the final state under this owner
 
 All are JSON objects but jobs, stacks and the shipment. Where the launching host has a signing key,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hotstart.conf.schema import JobConfig
-from hotstart.launcher.placement import HostShare
+from hotstart.launcher.placement import Held, HostShare
 
 _FIRST_PAUSE_S = 0.01
 _PAUSE_S = 0.1
@@ -36,6 +36,15 @@ class Reservation:
         table = ray.util.placement_group_table(self.group)
         nodes = table.get("bundles_to_node_id") or {}
         return [str(nodes.get(index, "")) for index in range(len(self.shares))]
+
+    def held(self) -> Held:
+        """What has been granted."""
+        by_node: dict[str, dict[str, float]] = {}
+        for node_id, share in zip(self.node_ids(), self.shares, strict=True):
+            there = by_node.setdefault(node_id, {})
+            for name, amount in share.bundle.items():
+                there[name] = there.get(name, 0.0) + amount
+        return Held(self.group.id.hex(), by_node)
 
     def release(self) -> None:
         """Give it back, granted or not; also what runs in it ends."""

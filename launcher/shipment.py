@@ -20,7 +20,7 @@ import random
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,14 @@ _LIKE_A_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGN
 
 @dataclass(frozen=True)
 class Options:
-    """What of a submission is no affair of the job's: see `hotstart submit --help`."""
+    """What of a submission is no affair of the job's: see `hotstart submit --help`.
+
+    `hotstart` None is SHIP, or for a run that is sent again what it was before.
+    """
 
     run: str | None = None
     requirements: str | None = None
-    hotstart: str = SHIP
+    hotstart: str | None = None
     driver: DriverPlace = field(default_factory=DriverPlace)
 
 
@@ -113,13 +116,21 @@ class Submission:
         if self.files is None:
             archive.write_bytes(self.archive)
         else:
-            write_archive(self.files, self._notes(), archive)
+            write_archive(self.files, self.notes(), archive)
         ship = self.hotstart != CLUSTER
         package = str(stage_package(scratch, self.hotstart)) if ship else None
         return self.runtime_env(str(archive), package)
 
-    def _notes(self) -> dict[str, Any]:
-        return {"requirements": list(self.requirements), "driver": asdict(self.driver)}
+    def notes(self) -> dict[str, Any]:
+        """What holds for the next submission of this run too, unless it is said anew.
+
+        A wheel is not kept, so not that it was one.
+        """
+        return {
+            "requirements": list(self.requirements),
+            "driver": asdict(self.driver),
+            "hotstart": CLUSTER if self.hotstart == CLUSTER else SHIP,
+        }
 
 
 def prepare(
@@ -134,14 +145,15 @@ def prepare(
     """
     options = options or Options()
     bucket = check_bucket(bucket)
-    check_hotstart(options.hotstart)
+    hotstart = options.hotstart or SHIP
+    check_hotstart(hotstart)
     if options.run is not None and not RUN_NAME.fullmatch(options.run):
         raise UsageError(
             f"--run: {options.run!r} can't be a run's name; use letters, digits, . _ and -"
         )
     defaults = (
-        _setting("cache.location", f"{bucket}/cache"),
-        _setting("run_dir", f"{bucket}/runs"),
+        setting_of("cache.location", f"{bucket}/cache"),
+        setting_of("run_dir", f"{bucket}/runs"),
     )
     job = load_job(path, (*defaults, *overrides))
     config = job.config
@@ -163,7 +175,7 @@ def prepare(
         "launch",
         os.path.relpath(job.source, folder),
         *overrides,
-        *(_setting(key, value) for key, value in settings.items() if value),
+        *(setting_of(key, value) for key, value in settings.items() if value),
     )
     return Submission(
         run,
@@ -175,9 +187,11 @@ def prepare(
         config.timeouts.placement_s,
         files=files,
         requirements=requirements,
-        hotstart=options.hotstart,
+        hotstart=hotstart,
         driver=options.driver,
-        exposed=_exposed(job),
+        exposed=exposed_among(
+            (job.origins.get(f"env.{name}", ""), name) for name in sorted(job.config.env)
+        ),
     )
 
 
@@ -256,16 +270,16 @@ def _keep_secrets_out(job: LoadedJob, files: SentFiles) -> None:
             )
 
 
-def _exposed(job: LoadedJob) -> tuple[tuple[str, str], ...]:
-    origins = ((job.origins.get(f"env.{name}", ""), name) for name in sorted(job.config.env))
+def exposed_among(env: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Of items of `env`, origin and name, those that look like secrets and travel in a command."""
     return tuple(
         (origin, name)
-        for origin, name in origins
+        for origin, name in env
         if _LIKE_A_SECRET.search(name) and origin.startswith(("command line", "environment "))
     )
 
 
-def _setting(key: str, value: str) -> str:
+def setting_of(key: str, value: str) -> str:
     """An override of the command line that gives exactly this text."""
     text = value.replace("${", r"\${")
     return f"{key}={json.dumps(text, ensure_ascii=False)}"

@@ -7,7 +7,8 @@ passed, since those that had asked so often wait. Nobody waits for ever for anot
 calls of the process that is ahead, everything that the others need to catch up with it has been
 started. The protocol is that of JAX's preemption sync manager (openxla/xla,
 `xla/tsl/distributed_runtime/preemption/preemption_sync_manager.cc`), with two differences: it
-needs no step numbers, and who waits in vain goes on.
+needs no step numbers, and who waits in vain goes on. Then it is tried again: each try is a *turn*
+with a number, and what is said in an older one counts no more.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ class StopAgreement:
 
     def __init__(
         self,
-        answer: Callable[[int | None], None],
+        answer: Callable[[int | None, int], None],
         told: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answer` gets the number of calls so far, or None where the word came too late; `told`
-        is called when the program is told to stop, the first time."""
+        """`answer` gets the number of calls so far, or None where the word came too late, and the
+        turn; `told` is called when the program is told to stop, the first time."""
         self._answer = answer
         self._told = told
         self._clock = clock
         self._changed = threading.Condition()
         self._calls = 0
+        self._turn = 0
         self._hold_until: float | None = None
         self._stop_at: int | None = None
         self._has_told = False
@@ -62,19 +64,32 @@ class StopAgreement:
             self._told()
         return True
 
-    def hold(self, hold_s: float) -> None:
+    def hold(self, hold_s: float, turn: int) -> None:
         """There is a notice: the next call waits for `settle`, at most `hold_s`."""
         with self._changed:
+            if turn < self._turn or self._stop_at is not None:
+                return
+            self._turn = turn
             self._hold_until = self._clock() + hold_s
-            self._answer(self._calls)
+            self._answer(self._calls, turn)
 
-    def settle(self, stop_at: int | None) -> None:
-        """All stop at this call; None: there is no agreement."""
+    def settle(self, stop_at: int | None, turn: int) -> None:
+        """All stop at this call; None: there is no agreement. Of an older turn it means nothing."""
         with self._changed:
+            if turn != self._turn:
+                return
             is_late = self._hold_until is None or self._clock() > self._hold_until
             self._hold_until = None
             if stop_at is not None and is_late and self._calls >= stop_at:
-                self._answer(None)  # to stop later than the others is to leave them in a collective
+                self._answer(
+                    None, turn
+                )  # to stop later than the others is to leave them in a collective
             elif stop_at is not None:
                 self._stop_at = stop_at
+            self._changed.notify_all()
+
+    def let_go(self) -> None:
+        """No call waits any more."""
+        with self._changed:
+            self._hold_until = None
             self._changed.notify_all()

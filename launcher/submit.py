@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotstart.launcher.errors import (
-    ClusterUnreachable,
-    ContactLost,
-    ExitCode,
-    UsageError,
-    first_line,
-)
-from hotstart.launcher.jobs_address import check_listening, jobs_address
+from hotstart.launcher.errors import ClusterUnreachable, ContactLost, UsageError, first_line
+from hotstart.launcher.job_ending import Ending, ending_of
+from hotstart.launcher.jobs_address import jobs_address
 from hotstart.launcher.shipment import Submission
+from hotstart.launcher.timed_call import within
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +26,8 @@ _LOST_CONTACT_S = 60.0
 _POLL_S = 0.5
 _WAIT_FOR_PLACE_S = 5.0
 _REFUSED_S = 30.0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a submitted job ended: Ray's word for it, hotstart's exit code, and a reason."""
-
-    status: str
-    exit_code: ExitCode
-    reason: str
+_ANSWER_S = 30.0  # Ray's client itself waits for ever
+_SLOWEST_BYTES_S = 256 << 10  # of an upload
 
 
 @dataclass(frozen=True)
@@ -57,12 +45,12 @@ class Known:
 
 
 class RayJobs:
-    """The Jobs API of one cluster. All methods block."""
+    """The Jobs API of one cluster. All methods block; a head that hangs is waited for 30 s."""
 
     def __init__(self, address: str | None = None) -> None:
         """Connect to an address of `jobs_address.py`.
 
-        Raises `ClusterUnreachable` where nothing answers within 10 s or the client is refused.
+        Raises `ClusterUnreachable` where nothing answers within 30 s or the client is refused.
         """
         address = jobs_address(address, os.environ)
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray puts it over its argument
@@ -71,7 +59,7 @@ class RayJobs:
 
         try:
             with _ray_logs_from(logging.ERROR):
-                self._client: Any = JobSubmissionClient(address)
+                self._client: Any = within(_ANSWER_S, lambda: JobSubmissionClient(address))
         except AuthenticationError as error:
             raise _refused(address, error) from error
         except Exception as error:  # of requests, json and Ray, and no type says which
@@ -86,7 +74,7 @@ class RayJobs:
         Raises `ClusterUnreachable`.
         """
         try:
-            jobs = self._client.list_jobs()
+            jobs = within(_ANSWER_S, self._client.list_jobs)
         except Exception as error:  # of requests, json and Ray
             raise ClusterUnreachable(
                 f"Ray at {self.address} does not list its jobs: {first_line(error)}"
@@ -110,36 +98,82 @@ class RayJobs:
         """Upload what is needed and start the job; False where its id is taken already.
 
         A head that has just been started refuses jobs for some seconds, so it is asked again for
-        up to 30 s; `tell` is told. Raises `UsageError` where Ray refuses it then.
+        up to 30 s; `tell` is told. Where its answer is lost, the job may have been taken: it is
+        looked for, for up to 60 s, and sent again, under the same id, where it is not there.
+        Raises `UsageError` where Ray refuses it, and `ContactLost` where it can't be known.
         """
         with tempfile.TemporaryDirectory(prefix="hotstart-submit-") as scratch:
-            runtime_env = submission.write(Path(scratch))
+            send = self._sender(submission, Path(scratch))
             deadline, told = clock() + _REFUSED_S, False
+            lost_s: float | None = None  # when an answer was lost first
             while True:
                 try:
                     with _ray_logs_from(logging.WARNING):
-                        self._client.submit_job(
-                            entrypoint=submission.entrypoint,
-                            submission_id=submission.submission_id,
-                            runtime_env=dict(runtime_env),
-                            metadata={
-                                "hotstart_run": submission.run,
-                                "run_dir": submission.run_dir,
-                            },
-                            **submission.driver.as_request(),
-                        )
+                        send()
                     return True
+                except OSError as error:  # of requests too: the head has not said anything
+                    lost_s = clock() if lost_s is None else lost_s
+                    if self._is_taken(submission, error, tell, clock, sleep):
+                        return True
+                    if clock() - lost_s > _LOST_CONTACT_S:
+                        raise ContactLost(
+                            f"Ray at {self.address} does not answer {submission.submission_id} "
+                            f"({first_line(error)}), and did not have it so far; submit it again "
+                            f"with --run {submission.run}, which is attached to where it lives"
+                        ) from error
+                    deadline = max(deadline, clock() + _REFUSED_S)
                 except Exception as error:  # Ray raises RuntimeError for what the head says
                     with contextlib.suppress(Exception):
                         if submission.submission_id in self.submissions_of(submission.run):
-                            return False
-                    why = f"Ray at {self.address} does not take the job: {first_line(error)}"
+                            return lost_s is not None  # it may be this one's, else somebody's
+                    why = self._refusal(error)
                     if not isinstance(error, RuntimeError) or clock() > deadline:
                         raise UsageError(why) from error
                     if not told:
                         tell(f"{why}; asking again for up to {_REFUSED_S:.0f} s")
                     told = True
                 sleep(1.0)
+
+    def _refusal(self, error: BaseException) -> str:
+        return f"Ray at {self.address} does not take the job: {first_line(error)}"
+
+    def _sender(self, submission: Submission, scratch: Path) -> Callable[[], Any]:
+        runtime_env = submission.write(scratch)
+        size_bytes = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+        timeout_s = _ANSWER_S + size_bytes / _SLOWEST_BYTES_S
+        return lambda: within(
+            timeout_s,
+            lambda: self._client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=submission.submission_id,
+                runtime_env=dict(runtime_env),
+                metadata={"hotstart_run": submission.run, "run_dir": submission.run_dir},
+                **submission.driver.as_request(),
+            ),
+        )
+
+    def _is_taken(
+        self,
+        submission: Submission,
+        lost: OSError,
+        tell: Callable[[str], None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> bool:
+        """Whether the cluster has a submission though its answer was `lost`."""
+        why = f"the answer of Ray at {self.address} to {submission.submission_id} is lost"
+        tell(f"{why} ({first_line(lost)}); looking whether it has taken the job")
+        deadline = clock() + _LOST_CONTACT_S
+        while True:
+            try:
+                return submission.submission_id in self.submissions_of(submission.run)
+            except ClusterUnreachable as error:
+                if clock() > deadline:
+                    raise ContactLost(
+                        f"{why}, and so is the cluster ({error}): the job may run there; submit "
+                        f"it again with --run {submission.run}, which is attached to where it lives"
+                    ) from lost
+            sleep(1.0)
 
     def nodes(self) -> list[dict[str, Any]]:
         """`resources` and `labels` of the nodes that live; empty where Ray doesn't tell."""
@@ -159,7 +193,7 @@ class RayJobs:
     def stop(self, submission_id: str) -> None:
         """Tell a job to stop; returns at once, and says nothing where it has ended."""
         with contextlib.suppress(Exception):
-            self._client.stop_job(submission_id)
+            within(_ANSWER_S, lambda: self._client.stop_job(submission_id))
 
     def follow(
         self,
@@ -173,24 +207,29 @@ class RayJobs:
         """Hand on the job's log as it grows and say how the job ended; blocks until it has.
 
         `waiting` is called every 5 s for as long as its driver has not started, and may raise. A
-        lost connection is taken up again for up to 60 s without doubling a line. Raises
-        `ContactLost` after that; the job may then still run.
+        lost connection, or a head that does not answer, is tried again for up to 60 s without
+        doubling a line. Raises `ContactLost` after that; the job may then still run.
         """
         import aiohttp
         from ray.exceptions import AuthenticationError
 
         log = _Log(write)
         heard_s = started_s = clock()
+
+        def heard() -> None:
+            nonlocal heard_s
+            heard_s = clock()
+
         next_word_s = started_s + _WAIT_FOR_PLACE_S
         while True:
             try:
-                info = self._client.get_job_info(submission_id)
-                heard_s = clock()
+                info = self._info(submission_id)
+                heard()
                 if str(info.status) != "PENDING":
                     with _ray_logs_from(logging.WARNING):
-                        asyncio.run(self._tail(submission_id, log))
-                    info = self._client.get_job_info(submission_id)
-                    heard_s = clock()
+                        asyncio.run(self._tail(submission_id, log, heard))
+                    info = self._info(submission_id)
+                    heard()
                 if info.status.is_terminal():
                     return ending_of(str(info.status), info.driver_exit_code, info.message)
                 if str(info.status) == "PENDING" and heard_s >= next_word_s:
@@ -207,11 +246,17 @@ class RayJobs:
                     ) from error
             sleep(_POLL_S)
 
-    async def _tail(self, submission_id: str, log: _Log) -> None:
-        """The log from its start to the job's end; raises where the host stops answering.
+    def _info(self, submission_id: str) -> Any:
+        """Ray's `JobDetails`; raises TimeoutError where the head hangs."""
+        return within(_ANSWER_S, lambda: self._client.get_job_info(submission_id))
 
-        Ray's client would wait for ever for a head that was taken away without a goodbye.
+    async def _tail(self, submission_id: str, log: _Log, heard: Callable[[], None]) -> None:
+        """The log from its start to the job's end; raises where the head stops answering.
+
+        Ray's client would wait for ever for a head that hangs, or was taken away without a
+        goodbye. `heard` is called with each sign of life.
         """
+        has_ended = False
         log.rewind()
         chunks = aiter(self._client.tail_job_logs(submission_id))
         reading = asyncio.ensure_future(anext(chunks))
@@ -220,9 +265,15 @@ class RayJobs:
                 done, _ = await asyncio.wait({reading}, timeout=_QUIET_S)
                 if done:
                     log.feed(reading.result())
+                    heard()
                     reading = asyncio.ensure_future(anext(chunks))
                 else:
-                    await asyncio.to_thread(check_listening, self.address)
+                    had_ended = has_ended
+                    info = await asyncio.to_thread(self._info, submission_id)
+                    heard()
+                    has_ended = info.status.is_terminal()
+                    if had_ended:  # and its log has had a while to end too
+                        return
         except StopAsyncIteration:
             return
         finally:
@@ -246,26 +297,6 @@ class _Log:
         if fresh:
             self._written = self._position
             self._write(fresh)
-
-
-def ending_of(status: str, driver_exit_code: int | None, message: str | None) -> Ending:
-    """What Ray tells of a job that has ended, in hotstart's words."""
-    if status == "SUCCEEDED":
-        return Ending(status, ExitCode.DONE, "done")
-    if status == "STOPPED":
-        return Ending(status, ExitCode.INTERRUPTED, "the job was stopped")
-    if driver_exit_code is None:
-        reason = (message or "").strip().partition("\n")[0]
-        return Ending(status, ExitCode.JOB_FAILED, reason or "Ray gives no reason")
-    if driver_exit_code < 0:
-        name = signal.Signals(-driver_exit_code).name
-        reason = f"the launcher on the cluster was killed by {name}"
-        return Ending(status, ExitCode.JOB_FAILED, reason)
-    reason = f"the launcher on the cluster ended with exit code {driver_exit_code}"
-    if driver_exit_code in (126, 127):  # see sh(1)
-        reason += "; the head's PATH has no `python` that runs"
-    known = driver_exit_code in set(ExitCode)
-    return Ending(status, ExitCode(driver_exit_code) if known else ExitCode.JOB_FAILED, reason)
 
 
 def _refused(address: str, error: BaseException) -> ClusterUnreachable:

@@ -16,6 +16,7 @@ Examples:
   hotstart submit job.yaml --bucket gs://bucket --dry-run
   hotstart submit job.yaml --bucket gs://bucket --run nightly-42
   hotstart submit --restart nightly-42 --bucket gs://bucket --address http://new-head:8265
+  hotstart submit --restart nightly-42 restarts.failures=10 --bucket gs://bucket
 
 \b
 Exit codes:
@@ -51,7 +52,8 @@ Exit codes:
     "--restart",
     "restarted",
     metavar="RUN",
-    help="Send a run again from its record, to go on from its last checkpoint; no JOB.yaml.",
+    help="Send a run again from its record, to go on from its last checkpoint; no JOB.yaml. "
+    "a.b=c change its job from then on.",
 )
 @click.option(
     "--run-dir", metavar="gs://...", help="With --restart: where runs are [default: BUCKET/runs]."
@@ -64,10 +66,9 @@ Exit codes:
 )
 @click.option(
     "--hotstart",
-    default="ship",
-    show_default=True,
     metavar="ship|cluster|WHEEL",
-    help="Which hotstart runs there: this one, the cluster's, or a wheel's.",
+    help="Which hotstart runs there: this one, the cluster's, or a wheel's [default: ship; with "
+    "--restart as before].",
 )
 @click.option(
     "--driver-resources",
@@ -91,7 +92,7 @@ def submit(
     run_dir: str | None,
     env: tuple[str, ...],
     requirements: str | None,
-    hotstart: str,
+    hotstart: str | None,
     driver_resources: tuple[str, ...],
     driver_label: tuple[str, ...],
     no_wait: bool,
@@ -112,7 +113,9 @@ def submit(
     place = parse_place(driver_resources, driver_label)
     options = Options(run, requirements, hotstart, place)
     if restarted is not None:
-        given = {"JOB.yaml": job, "--run": run, "--env": env}
+        if job is not None and "=" in job:
+            overrides, job = (job, *overrides), None
+        given = {"JOB.yaml": job, "--run": run}
         extra = [name for name, value in given.items() if value]
         if extra:
             raise UsageError(
@@ -126,7 +129,7 @@ def submit(
         location = (
             check_bucket(run_dir, "--run-dir") if run_dir else f"{check_bucket(bucket or '')}/runs"
         )
-        submission = prepare_again(location, restarted, options)
+        submission = prepare_again(location, restarted, options, (*overrides, *_variables(env)))
     else:
         if job is None or bucket is None or run_dir is not None:
             what = "JOB.yaml" if job is None else "--bucket gs://..."

@@ -1,12 +1,15 @@
 """What a submitted run does on the cluster that a launched one does not.
 
 Its working folder is gone with the cluster, so what was sent is kept in the run's record, as
-`<run>/shipment`; and when the run is sent again, its program lies in another folder by now.
+`<run>/shipment`; and when the run is sent again, its program lies in another folder by now. What
+of the submission was said anew then (requirements, where the driver goes, which hotstart) reaches
+the driver as `HOTSTART_SUBMISSION_NOTES`, and is kept under its epoch for the time after that.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import threading
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SUBMISSION_VARIABLE = "HOTSTART_SUBMISSION"
 RUN_NAME_VARIABLE = "HOTSTART_RUN_NAME"
+NOTES_VARIABLE = "HOTSTART_SUBMISSION_NOTES"
 
 
 def keep_shipment(record: RunRecord, folder: Path) -> threading.Thread:
@@ -38,6 +42,36 @@ def keep_shipment(record: RunRecord, folder: Path) -> threading.Thread:
 def shipment_of(record: RunRecord) -> bytes | None:
     """What `keep_shipment` kept, or None. Blocks; raises `StoreError`."""
     return record.store.get(f"{record.name}/shipment")
+
+
+def keep_notes(record: RunRecord, epoch: int) -> None:
+    """Keep what this submission of a run has said anew, if anything, under its owner's epoch.
+
+    Blocks on the store; where it can't be kept there is a warning.
+    """
+    try:
+        notes = json.loads(os.environ.get(NOTES_VARIABLE) or "null")
+        if isinstance(notes, dict):
+            record.create_fact(f"submitted/{epoch:08d}", notes)
+    except (ValueError, StoreError) as error:
+        logger.warning(
+            "run %s: what was said anew for this submission holds for it alone: %s",
+            record.name,
+            error,
+        )
+
+
+def last_notes(record: RunRecord) -> dict[str, Any] | None:
+    """What `keep_notes` kept last, or None. Blocks; raises `StoreError`."""
+    stats = record.store.list(f"{record.name}/submitted/")
+    for name in sorted((stat.name for stat in stats), reverse=True):
+        try:
+            notes = json.loads(record.store.get(name) or b"null")
+        except ValueError:
+            continue
+        if isinstance(notes, dict):
+            return notes
+    return None
 
 
 def moved(

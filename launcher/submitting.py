@@ -14,10 +14,11 @@ import click
 
 from hotstart.launcher.driver_place import waiting_for
 from hotstart.launcher.errors import ContactLost, ExitCode, PlacementTimeout, UsageError
+from hotstart.launcher.job_ending import Ending
 from hotstart.launcher.sent_files import shown_size
 from hotstart.launcher.shipment import Submission
 from hotstart.launcher.staging import CLUSTER
-from hotstart.launcher.submit import Ending, RayJobs
+from hotstart.launcher.submit import RayJobs
 
 _SHOWN_FILES = 20
 _RESUMABLE = (ExitCode.JOB_FAILED, ExitCode.BUDGET_SPENT, ExitCode.INTERRUPTED)

@@ -3,7 +3,8 @@
 Each agent looks at its workers' reports once a second and says which are still: nothing in them
 has changed, no step, no program asked for, compiled or stored, for longer than they may be so
 (`WorkerWatch`). The driver ends an attempt when all that have not ended are still (`GangWatch`):
-one that goes on may be what the others wait for.
+one that goes on may be what the others wait for. Where `step_s` is set, one that has told steps is
+enough, if the others go on to step: then they do not make it wait.
 
     in a request of JAX: reading, waiting for another's compilation, compiling    `compile_s`
     else, in user code                                                            `step_s`
@@ -39,13 +40,17 @@ class StillLimits:
 
 @dataclass(frozen=True)
 class Stillness:
-    """A worker has been still for too long, or goes on again: then `still_s` is None."""
+    """A worker has been still for too long, or goes on again: then `still_s` is None.
+
+    `tells_steps` says that its program has told steps and has not ended.
+    """
 
     process_index: int
     host: str
     still_s: float | None = None
     in_request: bool = False
     last_step: int | None = None
+    tells_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,16 @@ class WorkerWatch:
         """Time in which the agent itself stood still does not count."""
         self._since_s += seconds
 
-    def look(self, report: Mapping[str, Any], now_s: float) -> Stillness | None:
-        """What is to be told of a worker whose latest report this is; None where nothing is new."""
+    def look(
+        self, report: Mapping[str, Any], now_s: float, *, is_over: bool = False
+    ) -> Stillness | None:
+        """What is to be told of a worker whose latest report this is; None where nothing is new.
+
+        `is_over`: its program has ended, and it uploads, or waits for the others to end.
+        """
         phases, cache = report.get("phases", {}), report.get("cache", {})
         last_step = report.get("last_step")
-        seen = dict(phases), dict(cache), last_step, report.get("steps")
+        seen = dict(phases), dict(cache), last_step, report.get("steps"), is_over
         if seen != self._seen:
             self._seen, self._since_s = seen, now_s
         in_request = bool(cache.get("in_flight"))
@@ -91,6 +101,7 @@ class WorkerWatch:
             still_s if is_still else None,
             in_request,
             last_step if isinstance(last_step, int) else None,
+            tells_steps=bool(report.get("steps")) and not is_over,
         )
 
 
@@ -101,28 +112,50 @@ class GangWatch:
         self._limits = limits
         self._going = set(range(process_count))
         self._still: dict[int, Stillness] = {}
+        self._steps: dict[int, int] = {}
+        self._stepped_since: dict[int, set[int]] = {}  # by who is still: who has stepped since
 
     def heard(self, said: Stillness) -> None:
         """A worker is still, or goes on."""
-        if said.still_s is None:
-            self._still.pop(said.process_index, None)
-        elif said.process_index in self._going:
+        self._still.pop(said.process_index, None)
+        self._stepped_since.pop(said.process_index, None)
+        if said.still_s is not None and said.process_index in self._going:
             self._still[said.process_index] = said
+            self._stepped_since[said.process_index] = set()
+
+    def reached(self, process_index: int, last_step: int | None) -> None:
+        """Which step a worker has done last; it may be said again."""
+        if last_step is None or self._steps.get(process_index) == last_step:
+            return
+        self._steps[process_index] = last_step
+        for stepped in self._stepped_since.values():
+            stepped.add(process_index)
 
     def ended(self, process_index: int) -> None:
         """A worker has ended, so nobody waits for it."""
         self._going.discard(process_index)
         self._still.pop(process_index, None)
+        self._stepped_since.pop(process_index, None)
 
     @property
     def hang(self) -> Hang | None:
         """Why this gang is taken to hang; None while it may go on."""
         has_step_limit = self._limits.step_s is not None
         overdue = [s for s in self._still.values() if s.in_request or has_step_limit]
-        if not overdue or self._going - self._still.keys():
+        if going_on := self._going - self._still.keys():
+            overdue = [s for s in overdue if self._hangs_alone(s, going_on)]
+        if not overdue:
             return None
         last = min(overdue, key=_progress)
         return Hang(_reason(last, self._limits), last.process_index)
+
+    def _hangs_alone(self, said: Stillness, going_on: set[int]) -> bool:
+        """Whether a worker has stopped to step while all of `going_on` step without it.
+
+        One that goes on in another way, as within a compilation, may be what it waits for.
+        """
+        is_due = said.tells_steps and not said.in_request and self._limits.step_s is not None
+        return is_due and going_on <= self._stepped_since[said.process_index]
 
 
 def _progress(said: Stillness) -> tuple[int, float, int]:

@@ -108,6 +108,7 @@ def main() -> None:
         failed_exit.code = 1
         sys.exit(1)
     finally:
+        channel.send({"over": True})
         notice.ended(progress.last_step, failed=failed)
         _end(progress, failed=failed)
 
@@ -324,9 +325,9 @@ class AgentLink:
             elif "may_go_on" in message:
                 self.may_go_on.set()
             elif "hold_s" in message:
-                self._notice.noticed(float(message["hold_s"]))
+                self._notice.noticed(float(message["hold_s"]), message["turn"])
             elif "stop_at" in message:
-                self._notice.settled(message["stop_at"])
+                self._notice.settled(message["stop_at"], message["turn"])
             elif "stop_within_s" in message:
                 self._notice.stopping()
                 ends_soon = not message.get("ask") or self._notice.ends_by_sigterm()

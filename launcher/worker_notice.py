@@ -3,18 +3,17 @@
 SIGTERM from outside is a notice, told to the agent; from the agent it is the end. A notice, from
 wherever it came, reaches the program in the way that it listens: `context.preempted()` and
 `context.on_preemption`, a handler of its own for SIGTERM, or JAX's preemption sync point, which
-Orbax saves at. JAX takes SIGTERM in C++; here Python takes it back and hands notices on to JAX.
+Orbax saves at; a program that was told to stop in any of these ways and returns has left. JAX takes
+SIGTERM in C++; here Python takes it back and hands notices on to JAX.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -40,7 +39,7 @@ class WorkerNotice:
         self._process_count = process_count
         self._end = end
         self._pid = os.getpid()
-        self._agreement = StopAgreement(lambda calls: send({"calls": calls}), self._tell)
+        self._agreement = StopAgreement(self._answer, self._tell)
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._is_noticed = False
@@ -76,10 +75,13 @@ class WorkerNotice:
     def stopping(self) -> None:
         """The launcher ends this worker, so SIGTERM is no notice any more."""
         self._is_stopping.set()
-        self._agreement.settle(None)
+        self._agreement.let_go()
 
     def initialized(self) -> None:
         """`jax.distributed` has been initialized, and may have taken SIGTERM."""
+        from hotstart.cache.jaxlink import hear_sync_points  # imports jax
+
+        hear_sync_points(self._tell)
         native = native_handler(signal.SIGTERM)
         if native is None or native == self._python_handler:
             return
@@ -87,24 +89,25 @@ class WorkerNotice:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             self._jax_handler = native
 
-    def noticed(self, hold_s: float) -> None:
-        """The launcher has announced a notice to the gang."""
-        self._agreement.hold(hold_s)
+    def noticed(self, hold_s: float, turn: int) -> None:
+        """The launcher has announced a notice to the gang, or tries again to agree on the end."""
+        self._agreement.hold(hold_s, turn)
         with self._lock:
-            self._is_noticed = True
+            is_new, self._is_noticed = not self._is_noticed, True
             callbacks = list(self._callbacks)
+        if not is_new:
+            return
         self._call(callbacks)
         if self._jax_handler is not None:
-            self._hear_what_jax_says()
             ctypes.CFUNCTYPE(None, ctypes.c_int)(self._jax_handler)(signal.SIGTERM)
         if self._has_own_handler() and not (self._listens() or self._has_signal.is_set()):
             self._tell()
             self._has_signal.set()
             os.kill(self._pid, signal.SIGTERM)  # the program's own handler
 
-    def settled(self, stop_at: int | None) -> None:
-        """All workers stop at this call of `preempted`."""
-        self._agreement.settle(stop_at)
+    def settled(self, stop_at: int | None, turn: int) -> None:
+        """All workers stop at this call of `preempted`; see `StopAgreement.settle`."""
+        self._agreement.settle(stop_at, turn)
 
     def ended(self, last_step: int | None, *, failed: bool) -> None:
         """The program has ended; say so where it was told to leave and has ended with 0."""
@@ -114,21 +117,8 @@ class WorkerNotice:
             by_signal = self._is_told_by_signal
             self._send({"left": True, "last_step": last_step, "by_signal": by_signal})
 
-    def _hear_what_jax_says(self) -> None:
-        """A program that JAX has told to stop, and that returns, has left too."""
-        module = sys.modules.get("jax.experimental.multihost_utils")
-        stock = getattr(module, "reached_preemption_sync_point", None)
-        if module is None or stock is None:
-            return
-
-        @functools.wraps(stock)
-        def reached(*args: Any, **kwargs: Any) -> Any:
-            answer = stock(*args, **kwargs)
-            if answer:
-                self._tell()
-            return answer
-
-        module.reached_preemption_sync_point = reached  # type: ignore[attr-defined]
+    def _answer(self, calls: int | None, turn: int) -> None:
+        self._send({"calls": calls, "turn": turn})
 
     def _has_own_handler(self) -> bool:
         handler = signal.getsignal(signal.SIGTERM)

@@ -114,6 +114,7 @@ class WorkerProcess:
         """
         self.plan = plan
         self.report: dict[str, Any] = {}
+        self.is_over = False  # its program, though not the process
         self._environ = environ
         self._keyring = keyring or Keyring()
         self._spawn = spawn
@@ -199,6 +200,8 @@ class WorkerProcess:
         elif "cache_required" in message:
             self._cache_required = str(message["cache_required"])
             self._required_by = str(message.get("rule", ""))
+        elif "over" in message:
+            self.is_over = True
         elif "taken" in message:
             self._taken.set()
         elif self._stopped and (message.get("by_signal") or "sigterm" in message):
@@ -210,7 +213,8 @@ class WorkerProcess:
             index = self.plan.process_index
             self._emit(PreemptionNotice("sigterm", socket.gethostname(), process_index=index))
         elif "calls" in message:
-            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"])))
+            turn = _whole(message.get("turn")) or 0
+            self._emit(StopPoint(self.plan.process_index, _whole(message["calls"]), turn))
         else:
             self._on_message(self, message)
 

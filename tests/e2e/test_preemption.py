@@ -298,6 +298,27 @@ def test_sigterm_to_a_worker_alone_that_listens_to_nothing_ends_it_and_is_a_pree
     assert reason.endswith("was killed by SIGTERM"), (host, reason)
 
 
+def test_sigterm_to_an_agent_alone_all_leave_and_the_gang_is_placed_anew(
+    cluster: LeavingCluster, here: Site
+) -> None:
+    cluster.have(1)
+    launched = run_to_step(here, "workers=1", workers=1)
+    agent = pids_in(launched.output())[0].agent
+    os.kill(agent, signal.SIGTERM)
+    finished = launched.wait()
+    assert finished.exit_code == 0, finished.shown
+    assert outcomes(finished) == ["preempted", "done"]
+    notice = first_notice(finished)
+    assert (notice["source"], notice["process_index"]) == ("sigterm", None)
+    reason = finished.report["attempts"][0]["reason"]
+    assert reason == (
+        f"preemption notice for {notice['host']}: SIGTERM to its agent; its worker left"
+    )
+    [saved] = numbers(finished.stderr, "saved")[0]
+    assert numbers(finished.stderr, "resumed at") == {0: [0, saved]}
+    assert not is_running(agent)
+
+
 def test_metadata_server_says_preempted_and_a_handler_of_sigterm_saves(
     cluster: LeavingCluster, here: Site
 ) -> None:

@@ -25,6 +25,7 @@ from hotstart.launcher import context
 kept = pathlib.Path(os.environ["KEPT"])
 done = int(kept.read_text()) if kept.exists() else 0
 token = os.environ["TOKEN"]
+print("note", os.environ.get("NOTE"), flush=True)
 print("resumed at", done, "with", hashlib.sha256(token.encode()).hexdigest(), flush=True)
 print("reads", pathlib.Path("data/words.txt").read_text().strip(), "in", os.getcwd(), flush=True)
 advance = jax.jit(lambda x: jnp.tanh(x) @ x)
@@ -135,11 +136,12 @@ def test_submit_restart_goes_on_warm_on_another_cluster_and_shows_no_secret(
 
     to_second = ("--address", head.url)
     again = ("--restart", "steady", "--bucket", bucket_url)
-    went_on = submit(*again, *to_second, **store, **head.environ)
+    went_on = submit(*again, "env.NOTE=anew", *to_second, **store, **head.environ)
 
     assert went_on.returncode == 0, went_on.stdout + went_on.stderr
     lines = went_on.stdout.splitlines()
     assert f"[0] resumed at 2 with {digest}" in lines
+    assert "[0] note anew" in lines
     assert [x for x in lines if x.startswith("[0] step")] == ["[0] step 3", "[0] step 4"]
     (here,) = [x for x in lines if x.startswith("[0] reads")]
     assert here.startswith("[0] reads some words in /")

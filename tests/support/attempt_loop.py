@@ -84,6 +84,9 @@ class FakeGang:
     def latest_manifest(self, cache: CacheConfig, fingerprint: str) -> bytes | None:
         raise AssertionError("only `Ahead` calls this")
 
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        raise AssertionError("only `Ahead` calls this")
+
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         raise AssertionError("only `Ahead` calls this")
 
@@ -112,7 +115,7 @@ class FakeGang:
     def events(self) -> Iterator[tuple[int, Event]]:
         if self._pending:
             for attempt, event in self._pending.pop(0):
-                if isinstance(event, PreemptionNotice) and event.takes_the_host:
+                if isinstance(event, PreemptionNotice) and event.takes_the_agent:
                     self.leaving[0] = self._clock() + (event.left_s or 30.0)
                 yield attempt, event
         if not self._pending and self._attempt:

@@ -21,6 +21,7 @@ from hotstart.launcher.event_queue import EventQueue
 from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.owner_watch import SURE_S, Sign
 from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.store_check import check_readable
 from hotstart.launcher.workers import LEFT_OUT, Output, Unowned
@@ -249,3 +250,21 @@ def test_agent_says_for_each_worker_whether_its_host_can_read_the_location(
     assert agent.events(0).events == tuple(
         (1, WorkerFacts(index, host, "store", says)) for index in (4, 5)
     )
+
+
+def test_agent_that_got_sigterm_says_so_once_to_each_attempt(agent: Agent, tmp_path: Path) -> None:
+    def notices() -> list[tuple[int, PreemptionNotice]]:
+        events = agent._queue.after(0, 0.0).events
+        return [(n, event) for n, event in events if isinstance(event, PreemptionNotice)]
+
+    attempt = plan(sleeper(tmp_path), str(tmp_path / "logs"))
+    agent.start(attempt, (0,), 0.0)
+    agent.signalled()
+    agent.signalled()
+    notice = PreemptionNotice("sigterm", socket.gethostname())
+    assert notices() == [(1, notice)]
+    assert notice.takes_the_agent
+    assert not notice.takes_the_host
+    agent.stop(0.0, ask=False)
+    agent.start(replace(attempt, attempt=2), (0,), 0.0)
+    assert notices()[-1] == (2, notice)

@@ -368,6 +368,10 @@ def still(index: int, step: int) -> Stillness:
     return Stillness(index, "host", 60.0, last_step=step)
 
 
+def reached(index: int, step: int) -> Reached:
+    return Reached(index, "host", "first_step", step)
+
+
 HUNG = [still(0, 7), still(1, 6)]
 HANG = "no progress: process 1 on host has done nothing since step 6 for 60 s (timeouts.step_s=60)"
 
@@ -397,6 +401,15 @@ def test_loop_hang_without_stacks_says_so_by_naming_no_place() -> None:
     bench = Bench(Script([HUNG], last_words=[stopped(0), stopped(1)]), DONE)
     bench.plan = limited_plan
     bench.run()
+    assert bench.told.ended[0][1] == Outcome("failed", HANG, 1)
+
+
+def test_loop_worker_that_hangs_while_the_other_steps_is_a_hang() -> None:
+    hangs = replace(still(1, 6), tells_steps=True)
+    steps = [[reached(0, 7)], [hangs], [reached(0, 7)], [reached(0, 8)]]
+    bench = Bench(Script(steps, last_words=[stopped(0), stopped(1)]), DONE)
+    bench.plan = limited_plan
+    assert bench.run().exit_code == ExitCode.DONE
     assert bench.told.ended[0][1] == Outcome("failed", HANG, 1)
 
 
@@ -440,7 +453,7 @@ def test_loop_notice_is_announced_settled_and_costs_a_preemption_on_other_hosts(
     )
     bench = Bench(noticed, DONE)
     assert bench.run(failures=0).exit_code == ExitCode.DONE
-    assert told(bench) == [{"hold_s": 20.0}, {"stop_at": 6}]
+    assert told(bench) == [{"hold_s": 20.0, "turn": 1}, {"stop_at": 6, "turn": 1}]
     words = "preemption notice for host: Ray drains its node, 40 s left"
     assert bench.told.lines == ["attempt 1", f"attempt 1: {words}", "attempt 2"]
     assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
@@ -465,6 +478,24 @@ def test_loop_signal_to_one_worker_starts_the_next_attempt_in_the_same_gang() ->
     assert bench.outcomes() == ["preempted", "done"]
 
 
+def test_loop_signal_to_an_agent_is_a_preemption_and_its_gang_is_placed_anew() -> None:
+    to_agent = PreemptionNotice("sigterm", "host", host_index=0)
+    bench = Bench(Script([[to_agent], [left(0), left(1)]]), DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.placed == 2
+    assert bench.outcomes() == ["preempted", "done"]
+    words = "preemption notice for host: SIGTERM to its agent"
+    assert bench.told.ended[0][1] == Outcome("preempted", f"{words}; all 2 workers left", None)
+
+
+def test_loop_agent_that_dies_of_its_signal_is_a_preemption() -> None:
+    to_agent = PreemptionNotice("sigterm", "host", host_index=0)
+    dies = Script([[to_agent], []], lost=[lost_agent(node_alive=True)])
+    bench = Bench(dies, DONE)
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert bench.outcomes() == ["preempted", "done"]
+
+
 def test_loop_workers_that_ignore_a_notice_are_asked_to_stop_before_the_deadline() -> None:
     bench = Bench(Script([[NOTICE], [], []], last_words=[stopped(0), stopped(1)]), DONE)
 
@@ -480,7 +511,31 @@ def test_loop_workers_that_ignore_a_notice_are_asked_to_stop_before_the_deadline
     assert reason.endswith("; its workers had not left in time and were ended")
     [fact] = (bench.record.attempts()[0].end or {})["preemption"]
     assert fact["ended_by_launcher"] is True
-    assert told(bench)[-1] == {"stop_at": None}
+    assert told(bench) == [
+        {"hold_s": 20.0, "turn": 1},
+        {"stop_at": None, "turn": 1},
+        {"hold_s": 8.0, "turn": 2},
+        {"stop_at": None, "turn": 2},
+    ]
+
+
+def test_loop_agreement_that_failed_is_tried_again_and_found() -> None:
+    answers = [[StopPoint(0, 4)], [], [StopPoint(0, 9, 2), StopPoint(1, 5)], [StopPoint(1, 9, 2)]]
+    bench = Bench(Script([[NOTICE], *answers, [left(0), left(1)]]), DONE)
+
+    class Slow(FakeGang):
+        def events(self) -> Iterator[tuple[int, Event]]:
+            yield from super().events()
+            bench.clock.now_s += 5.0
+
+    bench._place = lambda attempt: Slow(bench.scripts, bench.calls, "gang", bench.clock)  # type: ignore[method-assign]
+    assert bench.run(failures=0).exit_code == ExitCode.DONE
+    assert told(bench) == [
+        {"hold_s": 20.0, "turn": 1},
+        {"stop_at": None, "turn": 1},
+        {"hold_s": 12.5, "turn": 2},
+        {"stop_at": 10, "turn": 2},
+    ]
 
 
 def test_loop_script_that_finishes_under_a_notice_is_done() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from hotstart.cache.errors import StoreError
@@ -83,11 +85,32 @@ def test_record_that_has_no_versions_says_nothing(record, start):
 )
 def test_new_run_goes_by_the_manifest_in_its_directory(tmp_path, jaxlib, lines):
     ManifestStore(open_store(str(tmp_path))).save(JOB, manifest(jaxlib))
-    assert said(lambda: before_in_directory(str(tmp_path), JOB, Keyring(), NOW)) == lines
+    assert said(lambda: before_in_directory(str(tmp_path), {JOB}, Keyring(), NOW)) == lines
+
+
+@pytest.mark.parametrize(
+    ("last", "lines"),
+    [
+        (
+            "0.10.1",
+            ["the start will be cold: jaxlib was 0.10.1 when this job last ran and is 0.10.2 now"],
+        ),
+        ("0.10.2", []),
+    ],
+)
+def test_new_run_of_an_elastic_job_goes_by_the_size_that_ran_last(tmp_path, last, lines):
+    store = ManifestStore(open_store(str(tmp_path)))
+    store.save("0" * 64, manifest("0.9.9"))  # of another job
+    store.save("2" * 64, manifest("0.10.2" if last == "0.10.1" else "0.10.1"))
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    store.save("4" * 64, manifest(last))
+    sizes = {str(size) * 64 for size in (2, 4, 8)}
+    assert said(lambda: before_in_directory(str(tmp_path), sizes, Keyring(), NOW)) == lines
 
 
 def test_new_run_in_an_empty_directory_says_nothing(tmp_path):
-    assert before_in_directory(str(tmp_path), JOB, Keyring(), NOW) is None
+    assert before_in_directory(str(tmp_path), {JOB}, Keyring(), NOW) is None
 
 
 def test_misfit_that_an_agent_finds_later_is_not_said_again():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -66,6 +67,9 @@ class FakeGang:
         assert self.may_answer.wait(10)
         self.looked += 1
         return self.stored
+
+    def latest_manifest_of(self, cache: CacheConfig, fingerprints: Sequence[str]) -> bytes | None:
+        raise AssertionError("only for a job of several sizes")
 
     def save_manifest(self, cache: CacheConfig, fingerprint: str, manifest_json: bytes) -> None:
         assert (cache.location, fingerprint) == ("/cache", JOB)
@@ -306,3 +310,28 @@ def test_ahead_of_a_restart_finds_both_sizes_in_the_record(record, monkeypatch) 
 def test_ahead_takes_no_manifest_of_another_size_from_the_location(record, monkeypatch) -> None:
     monkeypatch.setattr(SizedGang, "location", {"job of 2": of_size(4, "a").to_json()})
     assert send(sized(record), SizedGang(2), 1) == []
+
+
+@pytest.mark.parametrize(("jaxlib", "told"), [("0.10.1", ["0.10.1"]), ("0.10.2", [])])
+def test_ahead_of_a_size_that_has_not_run_tells_of_other_versions_of_another_size(
+    record, monkeypatch, jaxlib: str, told: list[str]
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    class Asked(SizedGang):
+        def latest_manifest_of(
+            self, cache: CacheConfig, fingerprints: Sequence[str]
+        ) -> bytes | None:
+            asked.append(fingerprints)
+            return replace(manifest("a", jaxlib=jaxlib), process_count=4).to_json()
+
+    monkeypatch.setattr(SizedGang, "location", {})
+    settings = AheadSettings(
+        lambda workers: f"job of {workers}", CacheConfig("/cache"), "cpu", sizes=range(2, 5, 2)
+    )
+    misfits: list[Manifest] = []
+    ahead = Ahead(settings, record, VERSIONS, is_new=True, on_misfit=misfits.append)
+    assert send(ahead, Asked(2), 1) == []
+    assert send(ahead, Asked(4), 2) == []
+    assert [found.jaxlib for found in misfits] == told
+    assert asked == [["job of 2", "job of 4"]]

@@ -10,13 +10,17 @@ from hotstart.conf.schema import JobConfig, TpuSection
 from hotstart.launcher.cluster import check_hosts
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.placement import (
+    POD_TYPE_LABEL,
     SLICE_LABEL,
+    TOPOLOGY_LABEL,
+    Held,
     Host,
     HostShare,
     describe,
     describe_need,
     is_suitable,
     place,
+    room_beside,
     total,
     workers_that_fit,
 )
@@ -129,6 +133,57 @@ def test_workers_that_fit_on_slices_are_those_of_whole_ones() -> None:
     everything = [h for name in "abcd" for h in of_slice(name, 4)]
     assert workers_that_fit(config, everything) == 12
     assert "lacking: 1 whole slice that no one uses" in describe_need(config, of_slice("a", 3))
+
+
+def test_workers_that_fit_on_slices_are_those_of_the_jobs_kind() -> None:
+    config = JobConfig(
+        workers=8,
+        workers_min=4,
+        workers_per_host=1,
+        resources_per_worker={"TPU": 4.0},
+        platform="tpu",
+        tpu=TpuSection("4x4", "v6e"),
+    )
+
+    def of_slice(name: str, topology: str, pod_type: str) -> list[Host]:
+        labels = {SLICE_LABEL: name, TOPOLOGY_LABEL: topology, POD_TYPE_LABEL: pod_type}
+        return [Host(f"{name}{i}", labels, {"TPU": 4.0}, {"TPU": 4.0}) for i in range(4)]
+
+    older = of_slice("a", "4x4", "v5p-32")
+    longer = of_slice("b", "2x8", "v6e-16")
+    assert workers_that_fit(config, older + longer) == 0
+    assert workers_that_fit(config, older + longer + of_slice("c", "4x4", "v6e-16")) == 4
+    assert describe_need(config, older).endswith(
+        "lacking: 1 whole slice that no one uses (4 of the hosts are of other slices than v6e 4x4)"
+    )
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["taken off", "not yet"])
+def test_room_beside_a_gang_that_may_share_hosts_is_without_its_own(is_seen: bool) -> None:
+    """Two of its hosts' shares lie on `a`, which somebody else uses too; `b` is nobody's."""
+    config = job(16, 2, placement="pack")
+    held = Held("group", {"a": {"GPU": 16.0}})
+    free, groups = (4.0, {"group", "other"}) if is_seen else (20.0, {"other"})
+    hosts = [
+        Host("a", {}, {"GPU": 24.0}, {"GPU": free}, frozenset(groups)),
+        Host("b", {}, {"GPU": 8.0}, {"GPU": 8.0}),
+    ]
+    assert room_beside(config, hosts, held) == 2
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["taken off", "not yet"])
+def test_room_beside_a_gang_of_one_host_is_what_is_left_there(is_seen: bool) -> None:
+    config = job(8, 1, workers_per_host=None)
+    held = Held("group", {"a": {"GPU": 8.0}})
+    free, groups = (8.0, {"group"}) if is_seen else (16.0, set())
+    hosts = [Host("a", {}, {"GPU": 16.0}, {"GPU": free}, frozenset(groups)), host("b", 16)]
+    assert room_beside(config, hosts, held) == 2
+
+
+def test_room_beside_a_spread_gang_is_on_other_hosts() -> None:
+    held = Held("group", {"a": {"GPU": 8.0}})
+    assert room_beside(job(8, 2), [host("a", 16), host("b")], held) == 2
+    assert room_beside(job(8, 2, placement="pack"), [host("a", 8)], held) == 0
 
 
 @pytest.mark.parametrize(

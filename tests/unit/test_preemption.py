@@ -25,13 +25,13 @@ def test_notice_the_first_is_announced_and_a_second_is_not() -> None:
     preemption = gang()
     assert preemption.heard(DRAIN, 110.0)
     assert not preemption.heard(DRAIN, 111.0)
-    assert preemption.hold_s() == 20.0
+    assert preemption.hold_s == 20.0
 
 
 def test_notice_with_little_time_left_holds_nobody_for_long() -> None:
     preemption = gang()
     preemption.heard(PreemptionNotice("drain", "host-a", 4.0), 110.0)
-    assert preemption.hold_s() == 2.0
+    assert preemption.hold_s == 2.0
 
 
 def test_stop_is_the_call_after_the_highest_once_all_have_answered() -> None:
@@ -58,6 +58,42 @@ def test_stop_is_given_up_where_a_worker_does_not_answer() -> None:
     assert preemption.has_no_agreement(121.0) == (1,)
     assert preemption.has_no_agreement(122.0) == ()
     assert preemption.answered(StopPoint(1, 7)) is None
+
+
+def test_stop_that_was_given_up_is_tried_again_and_counts_new_answers_alone() -> None:
+    preemption = gang()
+    preemption.heard(PreemptionNotice("drain", "host-a", 3600.0), 110.0)
+    preemption.answered(StopPoint(0, 7))
+    assert preemption.has_no_agreement(120.0) == (1,)
+    assert not preemption.tries_again(121.9)
+    assert preemption.tries_again(122.0)
+    assert not preemption.tries_again(122.1)
+    assert (preemption.turn, preemption.hold_s) == (2, 20.0)
+    assert preemption.answered(StopPoint(1, 7)) is None  # to the first, and late
+    assert preemption.answered(StopPoint(0, 30, 2)) is None
+    assert preemption.answered(StopPoint(1, 29, 2)) == 31
+    assert not preemption.tries_again(1000.0)
+
+
+def test_stop_is_tried_again_less_and_less_often() -> None:
+    preemption, now_s, began_s = gang(), 110.0, []
+    preemption.heard(PreemptionNotice("metadata", "host-a", 3600.0), now_s)
+    while now_s < 500.0:
+        now_s += 1.0
+        preemption.has_no_agreement(now_s)
+        if preemption.tries_again(now_s):
+            began_s.append(now_s)
+    assert began_s == [122.0, 136.0, 154.0, 180.0, 222.0, 292.0, 362.0, 432.0]
+
+
+@pytest.mark.parametrize("why", ["some have left", "the rest is about to be ended"])
+def test_stop_is_not_tried_again_where(why: str) -> None:
+    preemption = gang()
+    preemption.heard(DRAIN, 110.0)
+    assert preemption.has_no_agreement(120.0) == (0, 1)
+    if why == "some have left":
+        preemption.left(Leaving(0, 12), 121.0)
+    assert not preemption.tries_again(125.0 if preemption._left else 140.1)
 
 
 def test_overdue_leaves_time_to_stop_and_flush_before_the_deadline() -> None:
@@ -114,12 +150,17 @@ def test_notice_of_a_host_comes_before_one_of_a_process() -> None:
     assert first_to_go([signal, DRAIN]) is DRAIN
     assert first_to_go([signal]) is signal
     assert first_to_go([]) is None
+    to_agent = PreemptionNotice("sigterm", "host-c")
+    assert first_to_go([signal, to_agent]) is to_agent
+    assert first_to_go([to_agent, DRAIN]) is DRAIN
 
 
 def test_notice_says_who_what_and_how_long() -> None:
     assert str(DRAIN) == "preemption notice for host-a: Ray drains its node, 40 s left"
     signal = PreemptionNotice("sigterm", "host-b", process_index=1)
     assert str(signal) == "preemption notice for host-b: SIGTERM to process 1"
+    to_agent = PreemptionNotice("sigterm", "host-b")
+    assert str(to_agent) == "preemption notice for host-b: SIGTERM to its agent"
     metadata = PreemptionNotice("metadata", "host-a", 30.0, "preempted")
     assert str(metadata) == (
         "preemption notice for host-a: Google Cloud's metadata server (preempted), 30 s left"

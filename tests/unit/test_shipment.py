@@ -9,9 +9,10 @@ import pytest
 
 from hotstart.conf.load import load_job
 from hotstart.launcher.errors import ExitCode, UsageError
+from hotstart.launcher.job_ending import ending_of
 from hotstart.launcher.shipment import Submission, prepare
 from hotstart.launcher.staging import stage_package
-from hotstart.launcher.submit import _Log, ending_of
+from hotstart.launcher.submit import _Log
 
 pytestmark = pytest.mark.unit
 

@@ -27,7 +27,7 @@ class AnsweringGang(Gang):
     """A gang whose hosts answer with these key ids."""
 
     def __init__(self, *answers: tuple[str, ...]) -> None:
-        super().__init__(Reservation((), None), GangSize(1, 1, 1, 1), lambda node_ids: 0)
+        super().__init__(Reservation((), None), GangSize(1, 1, 1, 1), lambda: 0)
         self._answers = dict(enumerate(answers))
         self._infos = [HostInfo(f"host-{index}", "10.0.0.1", 1) for index in self._answers]
 

@@ -13,8 +13,8 @@ import pytest
 from hotstart.conf.schema import JobConfig, TpuSection
 from hotstart.launcher import slices
 from hotstart.launcher.errors import HostFailed
-from hotstart.launcher.placement import place
-from hotstart.launcher.reservation import granted_within, reserve
+from hotstart.launcher.placement import Held, place
+from hotstart.launcher.reservation import Reservation, granted_within, reserve
 from hotstart.launcher.slices import SliceReservation
 from tests.support.launch import await_true
 
@@ -168,3 +168,15 @@ def test_grant_is_waited_for_by_parts_of_a_second() -> None:
     asked.clear()
     assert not granted_within(0.0, SimpleNamespace(wait=granted_at_last))
     assert asked == [0]
+
+
+def test_reservation_holds_by_node_what_its_hosts_got_there() -> None:
+    config = JobConfig(workers=5, workers_per_host=2, resources_per_worker={"CPU": 1.0})
+
+    class Granted(Reservation):
+        def node_ids(self) -> list[str]:
+            return ["a", "b", "a"]
+
+    group = SimpleNamespace(id=bytes.fromhex("f4"))
+    held = Granted(place(config), group).held()
+    assert held == Held("f4", {"a": {"CPU": 3.0}, "b": {"CPU": 2.0}})

@@ -19,7 +19,7 @@ class Process:
     def __init__(self) -> None:
         self.answers: list[int | None] = []
         self.told = 0
-        self.agreement = StopAgreement(self.answers.append, self._tell)
+        self.agreement = StopAgreement(lambda calls, turn: self.answers.append(calls), self._tell)
 
     def _tell(self) -> None:
         self.told += 1
@@ -35,14 +35,14 @@ def test_ask_after_a_notice_waits_and_is_true_from_the_agreed_call_on() -> None:
     process = Process()
     for _ in range(3):
         process.agreement.ask()
-    process.agreement.hold(30.0)
+    process.agreement.hold(30.0, 1)
     assert process.answers == [3]
     got: list[bool] = []
     asker = threading.Thread(target=lambda: got.extend(process.agreement.ask() for _ in range(4)))
     asker.start()
     asker.join(0.2)
     assert got == []
-    process.agreement.settle(6)
+    process.agreement.settle(6, 1)
     asker.join(5)
     assert got == [False, False, True, True]
     assert (process.answers, process.told) == ([3], 1)
@@ -51,31 +51,49 @@ def test_ask_after_a_notice_waits_and_is_true_from_the_agreed_call_on() -> None:
 def test_ask_where_nobody_settles_goes_on_after_a_while_and_stops_nowhere() -> None:
     process = Process()
     process.agreement.ask()
-    process.agreement.hold(0.05)
+    process.agreement.hold(0.05, 1)
     assert process.agreement.ask() is False
-    process.agreement.settle(2)
+    process.agreement.settle(2, 1)
     assert process.agreement.ask() is False
     assert (process.answers, process.told) == ([1, None], 0)
 
 
 def test_ask_settled_late_but_ahead_still_stops() -> None:
     process = Process()
-    process.agreement.hold(0.05)
+    process.agreement.hold(0.05, 1)
     assert process.agreement.ask() is False
-    process.agreement.settle(3)
+    process.agreement.settle(3, 1)
     assert [process.agreement.ask() for _ in range(2)] == [False, True]
     assert process.answers == [0]
 
 
 def test_settle_without_an_agreement_lets_go() -> None:
     process = Process()
-    process.agreement.hold(30.0)
+    process.agreement.hold(30.0, 1)
     got: list[bool] = []
     asker = threading.Thread(target=lambda: got.append(process.agreement.ask()))
     asker.start()
-    process.agreement.settle(None)
+    process.agreement.settle(None, 1)
     asker.join(5)
     assert got == [False]
+
+
+def test_turn_that_is_over_settles_nothing_in_the_next() -> None:
+    process = Process()
+    process.agreement.hold(30.0, 1)
+    process.agreement.settle(None, 1)
+    assert [process.agreement.ask() for _ in range(5)] == [False] * 5
+    process.agreement.hold(30.0, 2)
+    got: list[bool] = []
+    asker = threading.Thread(target=lambda: got.extend(process.agreement.ask() for _ in range(2)))
+    asker.start()
+    process.agreement.hold(30.0, 1)
+    process.agreement.settle(3, 1)
+    asker.join(0.2)
+    assert got == []
+    process.agreement.settle(7, 2)
+    asker.join(5)
+    assert (got, process.answers, process.told) == ([False, True], [0, 5], 1)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,10 +123,10 @@ def test_gang_in_lockstep_stops_at_the_same_step_whenever_the_notice_comes(seed:
     await_true(lambda: max(begun) >= at, 10)
     order = rng.sample(range(count), count)
     for index in order:
-        processes[index].agreement.hold(10.0)
+        processes[index].agreement.hold(10.0, 1)
     numbers = [number for p in processes for number in p.answers if number is not None]
     for index in rng.sample(order, count):
-        processes[index].agreement.settle(max(numbers) + 1)
+        processes[index].agreement.settle(max(numbers) + 1, 1)
     for thread in threads:
         thread.join(20)
     assert not step.broken

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 from hotstart.conf.load import load_job
+from hotstart.launcher import submit
 from hotstart.launcher.arrival import arrival_check
 from hotstart.launcher.cli import main
 from hotstart.launcher.driver_place import DriverPlace, parse_place, place_from, waiting_for
@@ -428,6 +433,81 @@ def test_follow_of_a_cluster_that_is_gone_ends_after_a_minute(clock: FakeClock) 
     )
 
 
+def test_follow_that_is_cut_after_a_long_while_is_taken_up_again(clock: FakeClock) -> None:
+    infos = [("RUNNING", None), None, ("RUNNING", None), ("SUCCEEDED", 0)]
+    client = FakeClient(infos, [["one\n", "cut"], ["one\ntwo\n"]])
+    seen: list[str] = []
+
+    def write(text: str) -> None:
+        seen.append(text)
+        clock.now_s += 3600.0  # between this line and the next
+
+    ending = jobs_with(client).follow("r-s1", write, clock=clock, sleep=clock.sleep)
+    assert ("".join(seen), ending.status) == ("one\ntwo\n", "SUCCEEDED")
+
+
+class HangingClient(FakeClient):
+    """A head that takes connections and then says nothing: at once, or once it is followed."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__([("RUNNING", None)], [])
+        self.answers = answers
+
+    def get_job_info(self, submission_id: str) -> Any:
+        self.answers -= 1
+        if self.answers < 0:
+            threading.Event().wait(30)
+        return super().get_job_info(submission_id)
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        yield "one\n"
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_follow_of_a_head_that_hangs_ends_after_a_minute(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    monkeypatch.setattr(submit, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(submit, "_QUIET_S", 0.01)
+    seen: list[str] = []
+    with pytest.raises(ContactLost) as caught:
+        jobs_with(HangingClient(answers)).follow(
+            "r-s1", seen.append, clock=clock, sleep=clock.sleep
+        )
+    assert str(caught.value) == (
+        "lost contact with Ray at http://head:8265: no answer within 0.01 s; job r-s1 may still "
+        "run, and its run record tells how it ended"
+    )
+    assert seen == (["one\n"] if answers else [])
+
+
+def test_follow_of_a_log_that_does_not_end_ends_with_its_job(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_QUIET_S", 0.01)
+    client = HangingClient(99)
+    client.infos = [("RUNNING", None), ("RUNNING", None), ("SUCCEEDED", 0)]
+    ending = jobs_with(client).follow("r-s1", lambda text: None, clock=clock, sleep=clock.sleep)
+    assert ending.status == "SUCCEEDED"
+
+
+def test_jobs_of_a_head_that_accepts_and_never_answers_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submit, "_ANSWER_S", 0.2)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(ClusterUnreachable) as caught:
+            RayJobs(address)
+    assert str(caught.value) == (
+        f"no Ray Jobs API at {address}: no answer within 0.2 s; check --address, it is the "
+        "dashboard's URL"
+    )
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")  # which the client has set
+
+
 def test_follow_tells_how_long_a_driver_is_waited_for(clock: FakeClock) -> None:
     client = FakeClient([*[("PENDING", None)] * 25, ("RUNNING", None), ("SUCCEEDED", 0)], [[]])
     waited: list[float] = []
@@ -531,3 +611,92 @@ def test_submit_that_ray_refuses_for_good_ends_in_usage(
         )
     assert str(caught.value) == "Ray at http://head:8265 does not take the job: no"
     assert client.asked == asked
+
+
+class ForgetfulClient:
+    """A head whose answers to the first `lost` submissions are lost; `takes` says which it takes.
+
+    `unseen` listings fail before it can be looked at again.
+    """
+
+    def __init__(self, lost: int, takes: set[int], unseen: int = 0) -> None:
+        self.lost, self.takes, self.unseen = lost, takes, unseen
+        self.asked: list[str] = []
+        self.taken: list[Any] = []
+
+    def list_jobs(self) -> list[Any]:
+        if self.unseen:
+            self.unseen -= 1
+            raise ConnectionError("refused")
+        return self.taken
+
+    def submit_job(self, *, submission_id: str, metadata: Any, **arguments: Any) -> None:
+        self.asked.append(submission_id)
+        if any(job.submission_id == submission_id for job in self.taken):
+            raise RuntimeError("already exists")
+        number = len(self.asked)
+        if number in self.takes:
+            self.taken.append(
+                SimpleNamespace(
+                    submission_id=submission_id,
+                    status="RUNNING",
+                    driver_exit_code=None,
+                    metadata=metadata,
+                )
+            )
+        if number <= self.lost:
+            raise requests.ConnectionError("cut")
+
+
+@pytest.mark.parametrize(
+    ("client", "asked"),
+    [
+        (ForgetfulClient(1, {1}), 1),
+        (ForgetfulClient(1, {1}, unseen=3), 1),
+        (ForgetfulClient(1, {2}), 2),
+        (ForgetfulClient(2, {2}), 2),
+    ],
+    ids=["taken", "taken, head away for a while", "not taken", "taken the second time"],
+)
+def test_submit_whose_answer_is_lost_is_looked_for_and_never_started_twice(
+    job: Path, clock: FakeClock, client: ForgetfulClient, asked: int
+) -> None:
+    submission, told = prepare(str(job), [], "gs://b", Options(run="r")), []  # type: ignore[var-annotated]
+    jobs = jobs_with(client)  # type: ignore[arg-type]
+    assert jobs.submit(submission, told.append, clock=clock, sleep=clock.sleep)
+    assert client.asked == ["r-s1"] * asked
+    assert len(client.taken) == 1
+    assert told[0] == (
+        "the answer of Ray at http://head:8265 to r-s1 is lost (cut); looking whether it has "
+        "taken the job"
+    )
+
+
+def test_submit_whose_answer_is_lost_with_the_cluster_says_that_it_may_run(
+    job: Path, clock: FakeClock
+) -> None:
+    client = ForgetfulClient(1, {1}, unseen=1000)
+    submission, started = prepare(str(job), [], "gs://b", Options(run="r")), clock.now_s
+    with pytest.raises(ContactLost) as caught:
+        jobs_with(client).submit(submission, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
+    assert 60 < clock.now_s - started < 63
+    assert str(caught.value) == (
+        "the answer of Ray at http://head:8265 to r-s1 is lost, and so is the cluster (Ray at "
+        "http://head:8265 does not list its jobs: refused): the job may run there; submit it again "
+        "with --run r, which is attached to where it lives"
+    )
+
+
+def test_submit_whose_answers_are_all_lost_and_that_is_not_there_may_still_come(
+    job: Path, clock: FakeClock
+) -> None:
+    client, started = ForgetfulClient(1000, set()), clock.now_s
+    with pytest.raises(ContactLost) as caught:
+        jobs_with(client).submit(  # type: ignore[arg-type]
+            prepare(str(job), [], "gs://b", Options(run="r")), clock=clock, sleep=clock.sleep
+        )
+    assert str(caught.value) == (
+        "Ray at http://head:8265 does not answer r-s1 (cut), and did not have it so far; submit it "
+        "again with --run r, which is attached to where it lives"
+    )
+    assert 60 < clock.now_s - started < 63

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,15 @@ def test_watch_worker_without_a_step_for_as_long_as_it_may_is_still_and_is_told_
     looks = [(0.0, report(5)), (59.9, report(5)), (60.0, report(5)), (99.0, report(5))]
     is_still = Stillness(3, "host", 60.0, in_request=False, last_step=5)
     assert told(STEP, *looks) == [None, None, is_still, None]
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_watch_worker_tells_steps_once_it_has_and_until_its_program_ends(is_over: bool) -> None:
+    watch = WorkerWatch(3, "host", STEP)
+    stepped = report(5, steps=5)
+    assert watch.look(stepped, 0.0, is_over=is_over) is None
+    said = watch.look(stepped, 60.0, is_over=is_over)
+    assert said == Stillness(3, "host", 60.0, last_step=5, tells_steps=not is_over)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +138,74 @@ def test_gang_that_waits_for_one_compilation_hangs_by_that_alone() -> None:
 
 def test_gang_that_reports_no_steps_is_never_stopped_for_having_done_none() -> None:
     assert hang_of(COMPILE, Stillness(0, "a", 3600.0), Stillness(1, "b", 3600.0)) is None
+
+
+HANGS = Stillness(1, "b", 60.0, last_step=8, tells_steps=True)
+
+
+def stepping(
+    limits: StillLimits, said: Stillness, *steps: tuple[int, int], before: int | None = None
+) -> Hang | None:
+    """Of a gang of three; each step is a process index and the number of the step."""
+    watch = GangWatch(3, limits)
+    for index in (0, 1, 2):
+        watch.reached(index, before)
+    watch.heard(said)
+    for index, number in steps:
+        watch.reached(index, number)
+    return watch.hang
+
+
+def test_gang_of_which_one_hangs_while_all_others_step_hangs_by_that_one() -> None:
+    reason = "no progress: process 1 on b has done nothing since step 8 for 60 s"
+    hang = Hang(f"{reason} (timeouts.step_s=60)", 1)
+    assert stepping(STEP, HANGS, (0, 9), (2, 9), before=8) == hang
+    assert stepping(BOTH, HANGS, (0, 9), (2, 9), (0, 10), before=8) == hang
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [(), ((0, 9),), ((0, 9), (2, 8)), ((0, 8), (2, 8))],
+    ids=["none", "one", "the other the same again", "both the same again"],
+)
+def test_gang_of_which_one_is_still_goes_on_where_another_may_be_what_it_waits_for(
+    steps: tuple[tuple[int, int], ...],
+) -> None:
+    assert stepping(STEP, HANGS, *steps, before=8) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (COMPILE, HANGS),
+        (BOTH, replace(HANGS, in_request=True)),
+        (STEP, replace(HANGS, tells_steps=False)),
+    ],
+    ids=["step_s is off", "it compiles", "it has told no step, or its program has ended"],
+)
+def test_gang_of_which_one_is_still_for_a_reason_goes_on(
+    limits: StillLimits, said: Stillness
+) -> None:
+    assert stepping(limits, said, (0, 9), (2, 9), before=8) is None
+
+
+def test_gang_of_which_one_was_still_and_steps_again_goes_on() -> None:
+    watch = GangWatch(2, STEP)
+    watch.heard(HANGS)
+    watch.heard(Stillness(1, "b", last_step=9))
+    watch.reached(0, 9)
+    assert watch.hang is None
+    watch.heard(replace(HANGS, last_step=9))
+    assert watch.hang is None
+    watch.reached(0, 10)
+    assert watch.hang is not None
+
+
+def test_gang_of_which_two_hang_while_the_third_steps_names_the_one_behind() -> None:
+    watch = GangWatch(3, STEP)
+    watch.heard(HANGS)
+    watch.heard(Stillness(2, "c", 61.0, last_step=7, tells_steps=True))
+    watch.reached(0, 9)
+    hang = watch.hang
+    assert hang is not None
+    assert hang.process_index == 2

@@ -78,7 +78,7 @@ class Host:
         return int(next(line for line in self.lines() if line.startswith("pid ")).split()[1])
 
     def announce(self, count: int = 1) -> list[StopPoint]:
-        self.agent.tell(1, {"hold_s": 20.0})
+        self.agent.tell(1, {"hold_s": 20.0, "turn": 1})
         self.wait_for(lambda _: len(self.of(StopPoint)) >= count)
         return sorted(self.of(StopPoint), key=lambda point: point.process_index)
 
@@ -108,7 +108,7 @@ def test_notice_makes_preempted_true_at_the_settled_call_and_zero_is_leaving(hos
     host.wait_for_line("ready")
     [point] = host.announce()
     assert point.calls is not None and point.calls >= 5
-    host.agent.tell(1, {"stop_at": point.calls + 3})
+    host.agent.tell(1, {"stop_at": point.calls + 3, "turn": 1})
     assert host.wait_for_end() == [(0, None, True, False)]
     assert f"told at {point.calls + 2}" in host.lines()
     assert host.of(Leaving) == [Leaving(0, point.calls + 2)]
@@ -118,7 +118,7 @@ def test_notice_a_program_that_returns_when_told_has_left(host: Host) -> None:
     host.start(ASKS)
     host.wait_for_line("ready")
     [point] = host.announce()
-    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1})
+    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1, "turn": 1})
     assert host.wait_for_end() == [(0, None, True, False)]
 
 
@@ -126,14 +126,14 @@ def test_notice_a_program_that_fails_when_told_has_failed(host: Host) -> None:
     host.start(ASKS + "sys.exit(7)\n")
     host.wait_for_line("ready")
     [point] = host.announce()
-    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1})
+    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1, "turn": 1})
     assert host.wait_for_end() == [(7, None, False, False)]
 
 
 def test_notice_a_program_that_never_asks_and_finishes_is_done(host: Host) -> None:
     host.start("print('ready', flush=True)\ntime.sleep(1)\n")
     host.wait_for_line("ready")
-    assert host.announce() == [StopPoint(0, 0)]
+    assert host.announce() == [StopPoint(0, 0, 1)]
     assert host.wait_for_end() == [(0, None, False, False)]
 
 
@@ -186,9 +186,53 @@ def test_notice_a_program_that_asks_is_not_signalled_too(host: Host) -> None:
     host.start("signal.signal(signal.SIGTERM, lambda *_: print('signal', flush=True))\n" + ASKS)
     host.wait_for_line("ready")
     [point] = host.announce()
-    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1})
+    host.agent.tell(1, {"stop_at": (point.calls or 0) + 1, "turn": 1})
     assert host.wait_for_end() == [(0, None, True, False)]
     assert "signal" not in host.lines()
+
+
+@pytest.mark.parametrize("is_imported", ["before", "after"])
+def test_notice_a_program_that_returns_at_jaxs_sync_point_imported_by_name_has_left(
+    host: Host, is_imported: str
+) -> None:
+    by_name = "from jax.experimental.multihost_utils import reached_preemption_sync_point\n"
+    initialize = f"jax.distributed.initialize('127.0.0.1:{host.agent.free_port()}', 1, 0)\n"
+    first, second = (by_name, initialize) if is_imported == "before" else (initialize, by_name)
+    host.start(
+        f"import jax\n{first}{second}"
+        """
+number = 0
+while not reached_preemption_sync_point(number):
+    number += 1
+    context.step(number)
+    if number == 5:
+        print("ready", flush=True)
+    time.sleep(0.02)
+"""
+    )
+    host.wait_for_line("ready")
+    host.announce()
+    assert host.wait_for_end() == [(0, None, True, False)]
+    assert len(host.of(Leaving)) == 1
+
+
+def test_notice_that_is_announced_again_is_answered_anew_and_calls_back_no_more(
+    host: Host,
+) -> None:
+    host.start("context.on_preemption(lambda: print('called back', flush=True))\n" + ASKS)
+    host.wait_for_line("ready")
+    [first] = host.announce()
+    host.agent.tell(1, {"stop_at": None, "turn": 1})
+    host.wait_for_line("called back")
+    host.agent.tell(1, {"hold_s": 20.0, "turn": 2})
+    host.wait_for(lambda _: len(host.of(StopPoint)) == 2)
+    again = host.of(StopPoint)[1]
+    assert (first.turn, again.turn, again.calls >= first.calls) == (1, 2, True)
+    host.agent.tell(1, {"stop_at": again.calls + 1, "turn": 1})  # of the one that failed
+    host.agent.tell(1, {"stop_at": again.calls + 3, "turn": 2})
+    assert host.wait_for_end() == [(0, None, True, False)]
+    assert f"told at {again.calls + 2}" in host.lines()
+    assert host.lines().count("called back") == 1
 
 
 def test_sigterm_from_outside_is_told_though_the_main_thread_is_busy(host: Host) -> None:
