@@ -52,6 +52,7 @@ def pin(
     import time
 
     from hotstart.cache import pins
+    from hotstart.cache.announcements import settle
     from hotstart.cache.heads import in_order
     from hotstart.cache.inventory import list_entries
     from hotstart.cache.signing import SealedStore
@@ -66,15 +67,18 @@ def pin(
     sealed = SealedStore(store, seal)
     pinning = in_order(lambda name: pins.pin(sealed, name, source, facts), names)
     created = dict(zip(names, pinning, strict=True))
-    # Looked at after its pin is there: a collector that deletes it later has seen the pin.
-    there = {one.stat.name for one in list_entries(store)}
-    lost = [name for name in names if name not in there]
+    settled = settle(store, names)
+    # After that: what is there now no collector deletes; see `announcements.py`.
+    there = {one.stat.name for one in list_entries(store)} - settled.unsure.keys()
+    there -= _unsound(store, seal, sorted(settled.contended & there))
+    lost = [name for name in names if name not in there and name not in settled.unsure]
     for name in lost:
         pins.unpin(store, name, source)
     pinned = [name for name in names if name in there]
     new = sum(created[name] for name in pinned)
-    _tell_pins(store, run, as_json, pinned=pinned, new=new, lost=lost, absent=meant.absent)
-    sys.exit(_PROBLEMS if lost or meant.absent else 0)
+    told = _Pinned(pinned, new, lost, dict(settled.unsure), meant.absent)
+    _tell_pins(store, run, as_json, told)
+    sys.exit(_PROBLEMS if told.lost or told.unsure or told.absent else 0)
 
 
 @click.command(epilog="\b\nExamples:\n  hotstart cache unpin jit_step-14ac577c\n"
@@ -165,30 +169,42 @@ def _named(
     return _Meant(names, pins.source_of_run(needs.run), needs.run, absent)
 
 
-def _tell_pins(
-    store: Store,
-    run: str | None,
-    as_json: bool,
-    *,
-    pinned: list[str],
-    new: int,
-    lost: list[str],
-    absent: list[str],
-) -> None:
+def _unsound(store: Store, seal: Seal, names: list[str]) -> set[str]:
+    """Of entries that a collector was about to delete: what it left is not the whole of them."""
+    from hotstart.cache.transfer import Unsound, read_sound
+
+    return {one.name for one in read_sound(store, names, seal) if isinstance(one, Unsound)}
+
+
+class _Pinned(NamedTuple):
+    pinned: list[str]
+    new: int
+    lost: list[str]
+    unsure: dict[str, str]
+    absent: list[str]
+
+
+def _tell_pins(store: Store, run: str | None, as_json: bool, told: _Pinned) -> None:
+    pinned = told.pinned
     if as_json:
         facts = {
             "location": store.url,
             "run": run,
             "pinned": pinned,
-            "new": new,
-            "gone": lost,
-            "absent": absent,
+            "new": told.new,
+            "gone": told.lost,
+            "unsure": told.unsure,
+            "absent": told.absent,
         }
         click.echo(json.dumps(facts, indent=2))
         return
     of_run = f" for run {run}" if run else ""
-    click.echo(f"{store.url}: {len(pinned)} pinned{of_run}, {len(pinned) - new} of them before")
-    for name in lost:
+    click.echo(
+        f"{store.url}: {len(pinned)} pinned{of_run}, {len(pinned) - told.new} of them before"
+    )
+    for name in told.lost:
         click.echo(f"  {name}: gone meanwhile, and not pinned")
-    for name in absent:
+    for name, why in told.unsure.items():
+        click.echo(f"  {name}: pinned, but {why}; see that it has ended, and pin it again")
+    for name in told.absent:
         click.echo(f"  {name}: asked for by the run, and not in this cache")
