@@ -158,10 +158,11 @@ def store_now_s(store: Store) -> float:
 def _candidate(store: Store, name: str, stats: Sequence[ObjectStat]) -> Candidate:
     created_s = max(stat.modified_s for stat in stats)
     size_bytes = sum(stat.size_bytes for stat in stats)
-    return Candidate(name, size_bytes, created_s, max([created_s, *_last_uses(store, stats)]))
+    return Candidate(name, size_bytes, created_s, max([created_s, *last_uses(store, stats)]))
 
 
-def _last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
+def last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
+    """When each was last read or made, as far as the store knows; a bucket knows of none."""
     if not isinstance(store, DirectoryStore):
         return []
     return [used for stat in stats if (used := store.last_use_s(stat)) is not None]
@@ -170,7 +171,7 @@ def _last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
 def _delete(store: Store, there: Stored, announcement: Announcement) -> str:
     fate: Fate = "deleted"
     try:
-        if any(used > there.candidate.used_s for used in _last_uses(store, there.objects)):
+        if any(used > there.candidate.used_s for used in last_uses(store, there.objects)):
             return "used meanwhile"
         for stat in reversed(there.objects):
             if announcement.is_over:

@@ -69,9 +69,12 @@ def gc(
 
     Safe on a cache in use. Pinned entries stay, and those that runs need which have not ended.
     In a bucket an entry counts as used when it was made, or when the last run that asked for it
-    gave a sign, as far as the run directories and the cache's own manifests tell.
+    gave a sign, as far as the run directories and the cache's own manifests tell. Results of XLA's
+    autotuning go by age too, and what killed collectors left.
     """
-    from hotstart.cache.collect import list_stored, with_uses
+    import time
+
+    from hotstart.cache.collect import list_stored, store_now_s, with_uses
     from hotstart.cache.janitor import Limits
     from hotstart.cache.signing import SealedStore
     from hotstart.launcher.errors import UsageError
@@ -96,9 +99,11 @@ def gc(
         stored = with_uses(stored, last_uses(needs, sealed))
     kept = _kept(store, stored, [one for one in needs if one.is_live])
     runs = LiveNeeds(where, seal.keyring, sealed, needs, ended)
-    fates = _collect(store, stored, kept, limits, runs, dry_run=dry_run)
-    _tell(store, stored, kept, fates, needs, limits, dry_run=dry_run, as_json=as_json)
-    failed = [one for one in fates if one.fate.startswith("not deleted")]
+    now_s = time.time() if dry_run else store_now_s(store)
+    fates = _collect(store, stored, kept, limits, runs, now_s, dry_run=dry_run)
+    swept = _sweep(store, limits, now_s, dry_run=dry_run)
+    _tell(store, stored, kept, fates, swept, needs, limits, dry_run=dry_run, as_json=as_json)
+    failed = [one for one in [*fates, *swept] if one.fate.startswith("not deleted")]
     sys.exit(_PROBLEMS if failed else 0)
 
 
@@ -135,19 +140,17 @@ def _collect(
     kept: Mapping[str, str],
     limits: Limits,
     runs: LiveNeeds,
+    now_s: float,
     *,
     dry_run: bool,
 ) -> list[Collected]:
     """What became of each that goes; of a dry run, what would."""
-    import time
-
-    from hotstart.cache.collect import Collected, collect, store_now_s
+    from hotstart.cache.collect import Collected, collect
     from hotstart.cache.errors import StoreError
     from hotstart.cache.janitor import choose
     from hotstart.launcher.errors import UsageError
     from hotstart.launcher.progress_bar import counted
 
-    now_s = time.time() if dry_run else store_now_s(store)
     entries = [there.candidate for there in stored.values()]
     condemned = choose(entries, kept, limits, now_s)
     sizes = {entry.name: entry.size_bytes for entry in entries}
@@ -170,11 +173,23 @@ def _collect(
     return fates
 
 
+def _sweep(store: Store, limits: Limits, now_s: float, *, dry_run: bool) -> list[Collected]:
+    """The same of what is no entry."""
+    from hotstart.cache.collect import Collected
+    from hotstart.cache.sweep import find_litter, sweep
+
+    litter = find_litter(store, limits, now_s)
+    if dry_run:
+        return [Collected(one.stat.name, one.stat.size_bytes, one.why, "") for one in litter]
+    return list(sweep(store, litter))
+
+
 def _tell(
     store: Store,
     stored: Mapping[str, Stored],
     kept: Mapping[str, str],
     fates: Sequence[Collected],
+    swept: Sequence[Collected],
     needs: Sequence[RunNeeds],
     limits: Limits,
     *,
@@ -198,10 +213,11 @@ def _tell(
             "live_runs": live,
             "kept": kept,
             "condemned": [dataclasses.asdict(one) for one in fates],
+            "swept": [dataclasses.asdict(one) for one in swept],
         }
         click.echo(json.dumps(facts, indent=2))
         return
-    for one in fates:
+    for one in [*fates, *swept]:
         fate = f" ({one.fate})" if one.fate not in ("", "deleted") else ""
         click.echo(f"  {one.name}: {show_size(one.size_bytes)}, {one.why}{fate}")
     verb = "would be deleted" if dry_run else "deleted"
@@ -209,6 +225,10 @@ def _tell(
         f"{store.url}: {len(going)} of {len(stored)} entries {verb}, {show_size(gone_bytes)} of "
         f"{show_size(all_bytes)}; {left} stay, {len(kept)} of them kept by pins or live runs"
     )
+    if swept:
+        gone = swept if dry_run else [one for one in swept if one.is_deleted]
+        size = show_size(sum(one.size_bytes for one in gone))
+        click.echo(f"{len(gone)} of {len(swept)} other objects {verb}, {size}")
     if live:
         click.echo(f"runs that have not ended: {', '.join(live)}")
     if limits.max_size_bytes is not None and all_bytes - gone_bytes > limits.max_size_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from hotstart.cache.announcements import COLLECTIONS
 from hotstart.cache.collect import collect, list_stored
 from hotstart.cache.janitor import Condemned
-from hotstart.cache.pins import BY_KEY, PinFacts, pin
+from hotstart.cache.pins import BY_KEY, PinFacts, pin, source_of_run
 from hotstart.cache.signing import Key, Keyring
 from hotstart.cache.store import Store, open_store
 from hotstart.launcher.cli import main
@@ -268,8 +269,31 @@ def test_gc_of_a_bucket_costs_a_request_an_object_and_few_more(
     gc(location, "--max-age", "0s")
     sent = [request.method for request in proxy.requests()]
     # Entries and pins; the store's clock, and the announcement: small objects that are made, looked
-    # up and deleted; pins again.
-    assert sorted(sent) == ["DELETE"] * (2 + 3) + ["GET"] * (2 + 1 + 1 + 1) + ["POST"] * 2
+    # up and deleted; pins again; three listings of what is no entry.
+    assert sorted(sent) == ["DELETE"] * (2 + 3) + ["GET"] * (2 + 1 + 1 + 1 + 3) + ["POST"] * 2
+
+
+def test_gc_sweeps_what_is_no_entry_and_a_dry_run_shows_it(tmp_path: Path, run_dir: str) -> None:
+    location = str(tmp_path / "cache")
+    store = open_store(location)
+    fill(store, 0)
+    names = ["autotune/v1/kind/results", f"{COLLECTIONS}left", "leases/v1/alone"]
+    for name in names:
+        store.create(name, b"12345")
+        os.utime(tmp_path / "cache" / name, (1000, 1000))
+    days = round((time.time() - 1000) / 86400, 1)
+    told = cache("gc", location, "--max-age", "5d", "--dry-run")
+    assert told.stdout.splitlines()[:2] == [
+        f"  {names[0]}: 5 B, {days} days old",
+        f"  {names[1]}: 5 B, a collector left it {days} days ago",
+    ]
+    assert "2 of 2 other objects would be deleted, 10 B" in told.stdout
+    facts = gc(location, "--max-age", "5d")
+    assert [(one["name"], one["fate"]) for one in facts["swept"]] == [
+        (names[0], "deleted"),
+        (names[1], "deleted"),
+    ]
+    assert [stat.name for stat in store.list("")] == [NAMES[0], names[2]]
 
 
 @pytest.mark.parametrize(
@@ -324,6 +348,55 @@ def test_pin_by_the_beginning_of_a_key_keeps_it_until_unpin(location: str, run_d
     assert cache("unpin", KEYS[0], *at).stdout == f"{location}: 0 unpinned\n"
     gc(location, "--max-size", "1")
     assert left(store) == []
+
+
+def test_unpin_of_an_entry_that_is_gone_takes_its_pin(location: str, run_dir: str) -> None:
+    store = open_store(location)
+    for index in (0, 1):
+        pin(store, NAMES[index], BY_KEY, PinFacts("me", 1.0))
+    at = ["--location", location]
+    unclear = cache("unpin", "jit_step", *at)
+    assert unclear.exit_code == 2
+    assert unclear.stderr == (
+        f"hotstart: 'jit_step' may be any of 2 pins by key: {KEYS[0]}, {KEYS[1]}; give more\n"
+    )
+    assert cache("unpin", KEYS[0][:12], *at).stdout == f"{location}: 1 unpinned\n"
+    assert cache("unpin", NAMES[1], *at).stdout == f"{location}: 1 unpinned\n"
+    assert list(store.list("pins/")) == []
+
+
+def test_unpin_of_what_is_neither_there_nor_pinned_names_what_is_pinned(
+    tmp_path: Path, run_dir: str
+) -> None:
+    location = str(tmp_path / "cache")
+    pin(open_store(location), NAMES[0], BY_KEY, PinFacts("me", 1.0))
+    refused = cache("unpin", "jit_stop", "--location", location)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"hotstart: no entry 'jit_stop': {location} has none at all; pinned by key are: {KEYS[0]}\n"
+    )
+
+
+def test_unpin_of_a_run_that_is_gone_takes_its_pins_and_else_says_whose_there_are(
+    location: str, run_dir: str
+) -> None:
+    store = open_store(location)
+    pin(store, NAMES[0], source_of_run("lm-1"), PinFacts("me", 1.0))
+    at = ["--location", location]
+    other = cache("unpin", "--run", "lm-2", *at)
+    assert (other.exit_code, other.stdout) == (
+        0,
+        f"{location}: 0 unpinned of run lm-2\npins here are of: lm-1\n",
+    )
+    latest = cache("unpin", "--run", "latest", *at)
+    assert latest.exit_code == 2
+    assert latest.stderr.startswith("hotstart: no runs in ")
+    assert latest.stderr.endswith(f"; pins in {location} are of: lm-1\n")
+    record_run(run_dir, "lm-1", "/other", [KEYS[0]], state="done")  # its entry is gone
+    assert cache("unpin", "--run", "latest", *at).stdout == (
+        f"{location}: 1 unpinned of run lm-1\n"
+    )
+    assert list(store.list("pins/")) == []
 
 
 def test_pin_of_a_run_and_of_a_key_are_two(location: str, run_dir: str) -> None:
