@@ -19,6 +19,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import stat
 import time
 import uuid
@@ -32,7 +33,6 @@ from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
 STALE_AFTER_S = 3600.0
 _OWN_FOLDER = ".hotstart"
-_LATER_NS = (1, 1000, 1_000_000_000, 2_000_000_000)  # what file systems can tell apart
 
 logger = logging.getLogger(__name__)
 
@@ -157,24 +157,53 @@ class DirectoryStore:
     def renew(self, name: str, generation: int) -> bool:
         """Give the object a new generation if it still is of this one; False if gone or newer.
 
-        Its time moves by as little as the file system can tell. Only who owns the file may do so.
+        A copy takes its place, with its times, in the time of which nothing else is removed.
         """
         path = self._path(name)
+        temporary = self._temporary / uuid.uuid4().hex
         try:
             if not path.exists():
                 return False
-            make_folder(self._own, below=self._root)
+            make_folder(self._temporary, below=self._root)
             with locked(self._own / "removal.lock"):
-                for later_ns in _LATER_NS:
-                    found = path.stat()
-                    if _generation(found) != generation:
-                        return later_ns != _LATER_NS[0]
-                    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + later_ns))
-                return _generation(path.stat()) != generation
+                found = path.stat()
+                if _generation(found) != generation:
+                    return False
+                # Another inode: on the same one a reader that sets its access time just now may
+                # set the old time of modification again.
+                shutil.copyfile(path, temporary)
+                os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))
+                temporary.replace(path)
+                return True
         except FileNotFoundError:
             return False
         except OSError as error:
             raise self._translate(error, "renew", path) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def note_use(self, name: str, *, unless_within_s: float) -> bool:
+        """Mark an object as just used, unless it was within so many seconds; whether it did.
+
+        Where it is another user's, its first byte is read, for the kernel to mark it. False where
+        there is none.
+        """
+        path = self._path(name)
+        try:
+            with open(path, "rb", opener=_open_unnoticed, buffering=0) as file:
+                found, used = os.fstat(file.fileno()), time.time_ns()
+                if used - max(found.st_atime_ns, found.st_mtime_ns) < unless_within_s * 1e9:
+                    return False
+                try:
+                    os.utime(file.fileno(), ns=(used, found.st_mtime_ns))
+                except PermissionError:
+                    file.read(1)
+                return True
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+        except OSError as error:
+            raise self._translate(error, "mark the use of", path) from error
 
     def await_evictions(self) -> None:
         """Block until no eviction is left that looked for an entry's pins before this call."""
