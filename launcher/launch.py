@@ -21,7 +21,7 @@ from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import recorded_fingerprint
-from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Warm
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
     CacheRequired,
@@ -78,9 +78,9 @@ class Run:
         keyring: Keyring,
         *,
         is_new: bool,
-        only_warm: bool = False,
+        warm: Warm | None = None,
     ) -> None:
-        """With `only_warm` the job is not run to its end, but only to its first step."""
+        """With `warm` the job is not run to its end, but only to its first step."""
         self.record = record
         self._keyring = keyring
         self._ownership = ownership
@@ -94,7 +94,7 @@ class Run:
         self._created_s = made_s if isinstance(made_s, int | float) else time.time()
         self._is_new = self._unchecked = is_new
         self._lifetime_seen = False
-        self._only_warm = only_warm
+        self._warm = warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
 
@@ -147,7 +147,8 @@ class Run:
             cost_per_worker_hour=config.cost_per_worker_hour,
             exit_codes=frozenset(config.restarts.exit_codes),
             refill_after_s=config.restarts.refill_after_s,
-            warm=self._has_checkpoint if self._only_warm else None,
+            warm=self._warm,
+            has_checkpoint=self._has_checkpoint,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
@@ -172,7 +173,7 @@ class Run:
                     doubt=self._ownership.doubt,
                 )
                 decision = loop.run()
-            if self._only_warm and decision.exit_code == ExitCode.DONE:
+            if self._warm is not None and decision.exit_code == ExitCode.DONE:
                 tell(decision.reason)
         except StoreError as error:
             decision, may_restart = GiveUp(ExitCode.JOB_FAILED, str(error)), True
@@ -308,10 +309,10 @@ class Run:
         return {"location": cache.location, "source": source, "mode": cache.mode}
 
 
-def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
+def new_run(job: LoadedJob, *, warm: Warm | None = None) -> Run:
     """Record a new run of a job and own it; raises `UsageError` where that can't be written.
 
-    With `only_warm` it is run to its first step alone.
+    With `warm` it is run to its first step alone.
 
     `SigningKeyError` where this host's signing key can't be used.
     """
@@ -339,7 +340,7 @@ def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
         keep_shipment(record, Path.cwd())
     try:
         ownership = take_ownership(record, OwnerIdentity.of_this_process())
-        return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
+        return Run(record, ownership, config, keyring, is_new=True, warm=warm)
     except KeyboardInterrupt:  # without an end it would look like a run whose driver was lost
         record.finish("interrupted", ExitCode.INTERRUPTED, "interrupted", epoch=FIRST_EPOCH)
         raise
