@@ -36,6 +36,7 @@ from hotstart.cache.store import Store
 
 logger = logging.getLogger(__name__)
 
+AUTOTUNE = "autotune/v1/"
 MAX_FILE_BYTES = 1 << 20
 MAX_BUNDLE_BYTES = 64 << 20
 MAX_BUNDLES = 512
@@ -123,7 +124,7 @@ class Autotune:
         return folder
 
     def _fetch(self, identity: str, folder: Path) -> None:
-        store, prefix = self._opened(), f"autotune/v1/{identity}/"
+        store, prefix = self._opened(), f"{AUTOTUNE}{identity}/"
         newest = sorted(store.list(prefix), key=lambda stat: stat.modified_s, reverse=True)
         names = [s.name for s in newest if s.size_bytes <= MAX_BUNDLE_BYTES][:MAX_BUNDLES]
         if not names:
@@ -184,7 +185,7 @@ def unpack(identity: str, name: str, data: bytes, seal: Seal = UNSEALED) -> dict
 
 
 def _name(identity: str, key: str) -> str:
-    return f"autotune/v1/{identity}/{hashlib.sha256(key.encode()).hexdigest()}"
+    return f"{AUTOTUNE}{identity}/{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _key_in(data: bytes) -> str:

@@ -1,14 +1,17 @@
 """A bundle: entries in one file, for places that have no store, or to be baked into an image.
 
-    bundle.json                {"format": "hotstart bundle", "version": 1, "location": "gs://..."}
+    bundle.json                {"format": "hotstart bundle", "version": 2, "location": "gs://..."}
     entries/00000000-<module>  an entry as it is stored, with its signature if it has one
     entries/00000001-<module>  ...
-    index.json                 {"entries": [{"file", "key", "size_bytes", "sha256"}, ...]}
+    manifests/<fingerprint>    what a job asks for at its start, likewise; bytes to this module
+    index.json                 {"entries": [{"file", "key", "size_bytes", "sha256"}, ...],
+                                "manifests": [{"file", "size_bytes", "sha256"}, ...]}
 
 A plain ustar, uncompressed (payloads are), written and read in one pass and never seeked in. The
 index comes last, so a bundle that was cut short shows by having none. The SHA-256 is of the whole
 member. Members are bytes that go into a store under names made from verified keys: no path in a
-bundle is ever one on a disk, and what is not a plain file of these names ends the reading.
+bundle is ever one on a disk, and what is not a plain file of these names ends the reading. Version
+1, which had no manifests, is read too.
 https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html (ustar interchange format)
 """
 
@@ -25,14 +28,16 @@ from typing import Any, BinaryIO
 from hotstart.cache.errors import BundleError
 
 FORMAT = "hotstart bundle"
-VERSION = 1
+VERSION = 2
 MAX_ENTRY_BYTES = (8 << 30) - 1  # what a ustar header can say
+MAX_MANIFEST_BYTES = 64 << 20
 MAX_INDEX_BYTES = 256 << 20
 MAX_HEAD_BYTES = 1 << 16
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK_BYTES = 1 << 20
 _HEAD, _INDEX = "bundle.json", "index.json"
 _ENTRY = re.compile(r"entries/\d{8}(?:-[A-Za-z0-9_.]{1,60})?")
+_MANIFEST = re.compile(r"manifests/([0-9a-f]{64})")
 _JSON_ERRORS = (ValueError, RecursionError)
 
 
@@ -48,15 +53,27 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a bundle, unverified."""
+    """One entry of a bundle, or a manifest, unverified."""
 
     file: str
     data: bytes
 
+    @property
+    def fingerprint(self) -> str | None:
+        """The job's whose manifest it is; None for an entry."""
+        match = _MANIFEST.fullmatch(self.file)
+        return None if match is None else match[1]
 
-def write_bundle(stream: BinaryIO, location: str, entries: Iterable[tuple[str, bytes]]) -> int:
+
+def write_bundle(
+    stream: BinaryIO,
+    location: str,
+    entries: Iterable[tuple[str, bytes]],
+    manifests: Iterable[tuple[str, bytes]] = (),
+) -> int:
     """Write a bundle of (key, entry) pairs as they come; returns how many they were.
 
+    Then come manifests, as (fingerprint, bytes), which are asked for once the entries are written.
     `location` is where they are from, by which their signatures hold. Raises `BundleError` for an
     entry of 8 GiB, and OSError.
     """
@@ -71,7 +88,14 @@ def write_bundle(stream: BinaryIO, location: str, entries: Iterable[tuple[str, b
         _write_member(stream, file, data)
         digest = hashlib.sha256(data).hexdigest()
         index.append(asdict(Indexed(file, key, len(data), digest)))
-    _write_member(stream, _INDEX, json.dumps({"entries": index}, indent=1).encode())
+    told: list[dict[str, Any]] = []
+    for fingerprint, data in manifests:
+        file = f"manifests/{fingerprint}"
+        _write_member(stream, file, data)
+        digest = hashlib.sha256(data).hexdigest()
+        told.append({"file": file, "size_bytes": len(data), "sha256": digest})
+    whole = {"entries": index, "manifests": told}
+    _write_member(stream, _INDEX, json.dumps(whole, indent=1).encode())
     stream.write(bytes(2 * _BLOCK))
     return len(index)
 
@@ -95,7 +119,7 @@ class BundleReader:
         except _JSON_ERRORS as error:
             raise BundleError(f"its {_HEAD} is not JSON") from error
         match head:
-            case {"format": "hotstart bundle", "version": 1, "location": str(location)}:
+            case {"format": "hotstart bundle", "version": 1 | 2, "location": str(location)}:
                 self.location = location
             case {"format": "hotstart bundle", "version": version}:
                 raise BundleError(f"a bundle of version {version!r}; this hotstart reads {VERSION}")
@@ -103,7 +127,7 @@ class BundleReader:
                 raise BundleError(f"not a bundle of hotstart: its {_HEAD} is another's")
 
     def members(self) -> Iterator[Member]:
-        """The entries in order, one in memory at a time, and the index compared at the end."""
+        """Entries, then manifests, one in memory at a time, and the index compared at the end."""
         while True:
             header = self._next_header()
             if header is None:
@@ -112,7 +136,8 @@ class BundleReader:
             if name == _INDEX and size <= MAX_INDEX_BYTES:
                 self._compare(self._body(size))
                 return
-            if _ENTRY.fullmatch(name) is None:
+            is_manifest = _MANIFEST.fullmatch(name) and size <= MAX_MANIFEST_BYTES
+            if _ENTRY.fullmatch(name) is None and not is_manifest:
                 raise BundleError(f"a member {name[:200]!r}, which no bundle has")
             data = self._body(size)
             self._seen.append((name, len(data), hashlib.sha256(data).hexdigest()))
@@ -120,11 +145,12 @@ class BundleReader:
 
     def _compare(self, data: bytes) -> None:
         try:
+            told = json.loads(data)
             index = [
                 (str(one["file"]), one["size_bytes"], one["sha256"])
-                for one in json.loads(data)["entries"]
+                for one in [*told["entries"], *told.get("manifests", ())]
             ]
-        except (*_JSON_ERRORS, KeyError, TypeError) as error:
+        except (*_JSON_ERRORS, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"its {_INDEX} is none") from error
         if index != self._seen:
             wrong = next((a or b for a, b in zip(index, self._seen, strict=False) if a != b), None)

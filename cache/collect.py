@@ -4,7 +4,9 @@ An entry and its replacements (repair.py) go together, the last replacement firs
 between leaves a chain that readers can still walk. Each deletion takes the generation that was
 listed, so what was created anew meanwhile stays; two collectors at once delete each object once;
 a reader in the middle of a read reads on. An entry in a directory that was read since it was
-listed stays too. Pins are listed again for each batch, since a pin may come while this goes on.
+listed stays too. What came in the meantime is looked for again for each batch, after that was
+announced: pins here, runs by the caller. `announcements.py` says why nothing that is pinned is
+lost. A run that is there before a batch is announced keeps what it needs of that batch.
 Leases, manifests and what is not an entry are left alone.
 """
 
@@ -12,13 +14,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
+from hotstart.cache.announcements import Announcement, announced
 from hotstart.cache.directory import DirectoryStore
-from hotstart.cache.errors import StoreError
+from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError
 from hotstart.cache.eviction import ENTRIES, is_entry, pin_folder, place_of
 from hotstart.cache.heads import in_order
 from hotstart.cache.janitor import Candidate, Condemned
@@ -26,7 +30,16 @@ from hotstart.cache.pins import list_pins
 from hotstart.cache.store import ObjectStat, Store
 
 BATCH = 100
-Fate = Literal["deleted", "gone or replaced meanwhile", "used meanwhile", "pinned meanwhile"]
+_REFUSALS = (AccessDenied, RejectedRequest)  # nothing will come of these any more
+CLOCKS = "clocks/v1/"
+Fate = Literal[
+    "deleted",
+    "gone or replaced meanwhile",
+    "used meanwhile",
+    "pinned meanwhile",
+    "needed meanwhile",
+]
+Spare = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -79,31 +92,53 @@ def with_uses(stored: Mapping[str, Stored], used_s: Mapping[str, float]) -> dict
     return {name: later(there) for name, there in stored.items()}
 
 
+def spare_none(names: Sequence[str]) -> Mapping[str, str]:
+    """For who knows of no runs."""
+    return {}
+
+
 def collect(
     store: Store,
     stored: Mapping[str, Stored],
     condemned: Sequence[Condemned],
     *,
+    spare: Spare = spare_none,
     threads: int = 8,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Collected]:
     """Delete what was condemned, and tell the fate of each.
 
-    One request an object, one listing of pins a batch of 100. What can't be deleted is told, and
-    the rest goes on; raises `StoreError` where pins can't be listed.
+    `spare` is asked for each batch which of its names are needed by now, and why. One request an
+    object; for a batch of 100 four more, and those of `spare`. What can't be deleted is told, and
+    the rest goes on; raises `StoreError` where a batch can't be announced or pins can't be listed,
+    and what `spare` raises.
     """
     remaining = iter(condemned)
     while batch := list(islice(remaining, BATCH)):
-        pinned = frozenset(list_pins(store))
+        names = [one.name for one in batch]
+        with announced(store, names, clock=clock) as announcement:
+            pinned = frozenset(list_pins(store))
+            needed = spare(names)
 
-        def delete(one: Condemned, pinned: Collection[str] = pinned) -> Collected:
-            there = stored[one.name]
-            if pin_folder(one.name) in pinned:
-                fate: str = "pinned meanwhile"
-            else:
-                fate = _delete(store, there)
-            return Collected(one.name, there.candidate.size_bytes, one.why, fate)
+            def delete(one: Condemned, batch: _Batch) -> Collected:
+                there = stored[one.name]
+                fate = batch.spared(one.name) or _delete(store, there, batch.announcement)
+                return Collected(one.name, there.candidate.size_bytes, one.why, fate)
 
-        yield from in_order(delete, batch, threads=threads)
+            kept = _Batch(announcement, pinned, needed)
+            yield from in_order(partial(delete, batch=kept), batch, threads=threads)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    announcement: Announcement
+    pinned: Collection[str]
+    needed: Collection[str]
+
+    def spared(self, name: str) -> Fate | None:
+        if pin_folder(name) in self.pinned:
+            return "pinned meanwhile"
+        return "needed meanwhile" if name in self.needed else None
 
 
 def store_now_s(store: Store) -> float:
@@ -111,7 +146,7 @@ def store_now_s(store: Store) -> float:
 
     Hosts' clocks may differ from it. Three requests; raises `StoreError`.
     """
-    name = f"collections/v1/{uuid.uuid4().hex}"
+    name = f"{CLOCKS}{uuid.uuid4().hex}"
     store.create(name, b"")
     found = store.stat(name)
     if found is None:
@@ -123,23 +158,28 @@ def store_now_s(store: Store) -> float:
 def _candidate(store: Store, name: str, stats: Sequence[ObjectStat]) -> Candidate:
     created_s = max(stat.modified_s for stat in stats)
     size_bytes = sum(stat.size_bytes for stat in stats)
-    return Candidate(name, size_bytes, created_s, max([created_s, *_last_uses(store, stats)]))
+    return Candidate(name, size_bytes, created_s, max([created_s, *last_uses(store, stats)]))
 
 
-def _last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
+def last_uses(store: Store, stats: Sequence[ObjectStat]) -> list[float]:
+    """When each was last read or made, as far as the store knows; a bucket knows of none."""
     if not isinstance(store, DirectoryStore):
         return []
     return [used for stat in stats if (used := store.last_use_s(stat)) is not None]
 
 
-def _delete(store: Store, there: Stored) -> str:
+def _delete(store: Store, there: Stored, announcement: Announcement) -> str:
     fate: Fate = "deleted"
     try:
-        if any(used > there.candidate.used_s for used in _last_uses(store, there.objects)):
+        if any(used > there.candidate.used_s for used in last_uses(store, there.objects)):
             return "used meanwhile"
         for stat in reversed(there.objects):
+            if announcement.is_over:
+                return "not deleted: too long after it was announced; run it again"
             if not store.delete(stat.name, stat.generation):
                 fate = "gone or replaced meanwhile"
     except StoreError as error:
+        if not isinstance(error, _REFUSALS):
+            announcement.unsure()
         return f"not deleted: {error}"
     return fate

@@ -19,14 +19,15 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
-from hotstart.cache.eviction import ENTRIES, PINS, SizeBound
+from hotstart.cache.eviction import ENTRIES, PINS, SizeBound, pin_folder
 from hotstart.cache.folders import NO_HARD_LINKS, locked, make_folder
 from hotstart.cache.store import ObjectStat, check_name, normalize_location
 
@@ -61,7 +62,7 @@ class DirectoryStore:
                 max_size_bytes,
                 list_objects=lambda: self._walk(ENTRIES, ENTRIES),
                 list_pins=lambda: self._walk(PINS, PINS),
-                remove=self._remove,
+                remove=self._remove_unpinned,
             )
         self._is_prepared = False
 
@@ -152,6 +153,67 @@ class DirectoryStore:
         if self._bound is not None:
             self._bound.note_deleted(name, found.size_bytes)
         return True
+
+    def renew(self, name: str, generation: int) -> bool:
+        """Give the object a new generation if it still is of this one; False if gone or newer.
+
+        A copy takes its place, with its times, in the time of which nothing else is removed.
+        """
+        path = self._path(name)
+        temporary = self._temporary / uuid.uuid4().hex
+        try:
+            if not path.exists():
+                return False
+            make_folder(self._temporary, below=self._root)
+            with locked(self._own / "removal.lock"):
+                found = path.stat()
+                if _generation(found) != generation:
+                    return False
+                # Another inode: on the same one a reader that sets its access time just now may
+                # set the old time of modification again.
+                shutil.copyfile(path, temporary)
+                os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))
+                temporary.replace(path)
+                return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._translate(error, "renew", path) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def note_use(self, name: str, *, unless_within_s: float) -> bool:
+        """Mark an object as just used, unless it was within so many seconds; whether it did.
+
+        Where it is another user's, its first byte is read, for the kernel to mark it. False where
+        there is none.
+        """
+        path = self._path(name)
+        try:
+            with open(path, "rb", opener=_open_unnoticed, buffering=0) as file:
+                found, used = os.fstat(file.fileno()), time.time_ns()
+                if used - max(found.st_atime_ns, found.st_mtime_ns) < unless_within_s * 1e9:
+                    return False
+                try:
+                    os.utime(file.fileno(), ns=(used, found.st_mtime_ns))
+                except PermissionError:
+                    file.read(1)
+                return True
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+        except OSError as error:
+            raise self._translate(error, "mark the use of", path) from error
+
+    def await_evictions(self) -> None:
+        """Block until no eviction is left that looked for an entry's pins before this call."""
+        lock = self._own / "removal.lock"
+        try:
+            if lock.exists():
+                with locked(lock):
+                    pass
+        except OSError as error:
+            raise self._translate(error, "lock", lock) from error
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """All objects whose name starts with `prefix`, in order of name."""
@@ -255,13 +317,19 @@ class DirectoryStore:
             temporary.rename(path)
             return True
 
-    def _remove(self, expected: ObjectStat) -> bool:
+    def _remove_unpinned(self, expected: ObjectStat) -> bool:
+        # A pin is made first, and then its maker waits for this lock (`await_evictions`): either
+        # the pin is seen here, or its maker sees that the entry has gone.
+        folder = pin_folder(expected.name)
+        return self._remove(expected, is_kept=lambda: any(self._walk(folder, folder)))
+
+    def _remove(self, expected: ObjectStat, *, is_kept: Callable[[], bool] = lambda: False) -> bool:
         # Who removes holds the lock, and nobody can create over an object that is there: so
         # what is unlinked is what was just looked at, never a successor.
         path = self._root / expected.name
         with locked(self._own / "removal.lock"):
             found = _stat_object(expected.name, path)
-            if found is None or found.generation != expected.generation:
+            if found is None or found.generation != expected.generation or is_kept():
                 return False
             path.unlink()
             return True

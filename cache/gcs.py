@@ -184,6 +184,45 @@ class GcsStore:
 
         return bool(self._run(action, attempt, self._deadline()))
 
+    def renew(self, name: str, generation: int) -> bool:
+        """Give the object a new generation if it still is of this one; False if gone or newer.
+
+        One request, with which the bucket rewrites it over itself; needs the right to delete.
+        Where the answer to it was lost, the retry finds another generation and says False.
+        https://cloud.google.com/storage/docs/json_api/v1/objects/rewrite
+        """
+        action, key = self._action("renew", name), self._key(name)
+        token: str | None = None
+
+        def attempt(timeout_s: float) -> dict[str, Any]:
+            try:
+                _, body = self._request(
+                    action,
+                    timeout_s,
+                    "POST",
+                    "b/{}/o/{}/rewriteTo/b/{}/o/{}",
+                    self._bucket,
+                    key,
+                    self._bucket,
+                    key,
+                    ifGenerationMatch=str(generation),
+                    ifSourceGenerationMatch=str(generation),
+                    rewriteToken=token,
+                    fields="done,rewriteToken",
+                )
+            except PreconditionFailed:
+                return {"done": True, "is_newer": True}
+            return parse(action, body)
+
+        deadline = self._deadline()
+        while True:  # a large object takes several where its class changes; here one does
+            answer = self._run(action, attempt, deadline)
+            if answer is None or answer.get("is_newer"):
+                return False
+            if answer.get("done", True):
+                return True
+            token = answer.get("rewriteToken")
+
     def list(self, prefix: str) -> Iterator[ObjectStat]:
         """All objects whose name starts with `prefix`, in order of name.
 

@@ -67,7 +67,7 @@ def choose(
     for entry in left:
         if total_bytes <= limits.max_size_bytes:
             break
-        idle = f"used last {_days(now_s - entry.used_s)} ago"
+        idle = f"used last {shown_days(now_s - entry.used_s)} ago"
         condemned.append(Condemned(entry.name, f"all are {total_bytes} bytes; {idle}"))
         total_bytes -= entry.size_bytes
     return condemned
@@ -76,11 +76,12 @@ def choose(
 def _outlived(entry: Candidate, limits: Limits, now_s: float) -> str | None:
     age_s, idle_s = now_s - entry.created_s, now_s - entry.used_s
     if limits.max_age_s is not None and age_s > limits.max_age_s:
-        return f"{_days(age_s)} old"
+        return f"{shown_days(age_s)} old"
     if limits.unused_for_s is not None and idle_s > limits.unused_for_s:
-        return f"not used for {_days(idle_s)}"
+        return f"not used for {shown_days(idle_s)}"
     return None
 
 
-def _days(duration_s: float) -> str:
+def shown_days(duration_s: float) -> str:
+    """For people: `12.5 days`."""
     return f"{max(0.0, duration_s) / DAY_S:.1f} days"

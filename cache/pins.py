@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
-from hotstart.cache.eviction import PINS, pin_folder
+from hotstart.cache.entry import entry_name
+from hotstart.cache.eviction import ENTRIES, PINS, pin_folder
 from hotstart.cache.store import ObjectStat, Store
 
 BY_KEY = "key"
@@ -47,6 +48,31 @@ class PinFacts:
 def source_of_run(run: str) -> str:
     """The name of a run's pin of an entry."""
     return f"run-{run}"
+
+
+def run_of(source: str) -> str | None:
+    """The run whose pin has this name; None for one by key."""
+    return source.removeprefix("run-") if source.startswith("run-") else None
+
+
+def key_of(folder: str) -> str:
+    """The key of the entry whose pins are there, as far as names tell; see `inventory.Listed`."""
+    digits, _, module = folder.removeprefix(PINS).rstrip("/").partition("-")
+    return f"{module}-{digits}" if module else digits
+
+
+def pinned_as(folders: Collection[str], text: str) -> set[str]:
+    """Those of the entries that a person may mean by `text`: the beginning of a key or a hash.
+
+    Or an entry's name. A whole key or name means one at most.
+    """
+    exact = {pin_folder(text) if text.startswith(ENTRIES) else pin_folder(entry_name(text))}
+    found = {
+        folder
+        for folder in folders
+        if any(known.startswith(text) for known in (key_of(folder), key_of(folder)[-64:]))
+    }
+    return (exact & set(folders)) or found
 
 
 def list_pins(store: Store, entry: str | None = None) -> Mapping[str, Mapping[str, ObjectStat]]:

@@ -36,6 +36,7 @@ from hotstart.cache.entry import (
 )
 from hotstart.cache.errors import CacheRequired, EntryError, StoreError
 from hotstart.cache.guarded import insisting
+from hotstart.cache.last_use import LastUses
 from hotstart.cache.repair import Look, discard_bad, find_entry, make_room, tell_bad
 from hotstart.cache.resolve import (
     Answer,
@@ -86,6 +87,7 @@ class SharedCache:
         self._writable = writable
         self._strict = strict
         self._seal = seal
+        self._uses = LastUses(tiers.store)
         self._uploads = Uploads(self._write, threads=upload_threads, clock=clock)
         self._clock = clock
         self._lock = threading.Lock()
@@ -215,6 +217,8 @@ class SharedCache:
                 return None
             if self._node is self._store:
                 self._counters.add(read_bytes=len(data))
+            elif not self._resolver.has_agent:  # which notes it for all its workers
+                self._uses.note(name)
             try:
                 return decode(key, data, self._seal)
             except EntryError as error:

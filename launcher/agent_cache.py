@@ -16,6 +16,7 @@ from typing import Any
 from hotstart.cache.config import CacheConfig, node_dir_of
 from hotstart.cache.description import MAX_TEXT
 from hotstart.cache.directory import DirectoryStore
+from hotstart.cache.entry import entry_name
 from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.keyring import load_keyring
 from hotstart.cache.leases import StoreLeases
@@ -136,6 +137,8 @@ class AgentCache:
                 request["devices"] = self._devices.setdefault(devices, devices)
                 asked = self._asked.setdefault(worker, [])
                 asked.append({**request, "order": len(asked)})
+            if self._store is not None and isinstance(request.get("key"), str):
+                self._store.uses.note(entry_name(request["key"]))
         elif "described" in message:
             key, parts = str(message["described"]), str(message.get("parts", ""))
             with self._lock:

@@ -36,11 +36,23 @@ _TOLD_TO_STOP = "the launcher was told to stop"
 
 
 @dataclass(frozen=True)
+class Warm:
+    """The job is to do no more than warm its cache: each attempt ends at its first step.
+
+    restored: whether a second attempt restores a checkpoint, where there is one by then.
+    save_s: how long the first one may go on to make one, where it has made none by its first step.
+    """
+
+    restored: bool = True
+    save_s: float = 60.0
+
+
+@dataclass(frozen=True)
 class LoopSettings:
     """What the loop needs of the job.
 
-    warm: None where the job is to run to its end. Else an attempt ends at its first step, and a
-        second one follows where this says that there is a checkpoint to restore.
+    warm: None where the job is to run to its end.
+    has_checkpoint: whether there is one to restore; blocks on the store.
     """
 
     budgets: Budgets
@@ -52,7 +64,8 @@ class LoopSettings:
     cost_per_worker_hour: float | None = None
     exit_codes: Collection[int] = ()
     refill_after_s: float | None = None
-    warm: Callable[[], bool] | None = None
+    warm: Warm | None = None
+    has_checkpoint: Callable[[], bool] = lambda: False
 
 
 class AttemptLoop:
@@ -91,6 +104,7 @@ class AttemptLoop:
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._gang: Gang | None = None
+        self._warmed_starts = 0
         self._learning: list[Future[None]] = []
         self._patience = patience or Patience(clock=clock, sleep=sleep)
         self._writer = AttemptWriter(record, self._patience, is_interrupted)
@@ -117,7 +131,7 @@ class AttemptLoop:
 
     def _run(self) -> GiveUp:
         budgets, without_step = self._settings.budgets, 0
-        first = number = self._next_number()
+        number = self._next_number()
         while True:
             ended = self._attempt(number)
             if ended is None:
@@ -137,7 +151,7 @@ class AttemptLoop:
                 rng=self._rng,
             )
             if self._settings.warm is not None and outcome.kind == "done":
-                decision = self._warmed(number - first, ended.stepped, budgets)
+                decision = self._warmed(self._settings.warm, ended.stepped, budgets)
             if isinstance(decision, GiveUp):
                 self._flush(decision)
             hosts = ended.gang.take_stats()
@@ -151,21 +165,29 @@ class AttemptLoop:
             self._pause(decision.delay_s)
             number += 1
 
-    def _warmed(self, before: int, stepped: bool, budgets: Budgets) -> Restart | GiveUp:
-        """What follows an attempt that was only to warm the cache; `before` attempts went first."""
-        assert self._settings.warm is not None
+    def _warmed(self, warm: Warm, stepped: bool, budgets: Budgets) -> Restart | GiveUp:
+        """What follows an attempt that was only to warm the cache."""
+        self._warmed_starts += stepped
         if not stepped:
             reason = "the script reported no step (context.step), so it ran to its end"
-        elif before:
+        elif self._warmed_starts > 1:
             reason = "warm for a fresh start and for one that restores a checkpoint"
-        elif self._settings.warm():
+        elif not warm.restored:
+            reason = "warm for a fresh start alone, as was asked for"
+        elif self._settings.has_checkpoint():
             return Restart(0.0, budgets)
         else:
             reason = (
-                "warm for a fresh start alone: the script had made no checkpoint by its first "
-                "step, so what a restored start asks for is not known"
+                "warm for a fresh start alone: the script made no checkpoint in its run's "
+                f"checkpoint folder within {warm.save_s:.0f} s of its first step, so what a "
+                "restored start asks for is not known"
             )
         return GiveUp(ExitCode.DONE, reason)
+
+    def _save_s(self) -> float:
+        """How long the attempt may go on after its first step to make a checkpoint."""
+        warm = self._settings.warm
+        return 0.0 if warm is None or not warm.restored or self._warmed_starts else warm.save_s
 
     def _attempt(self, number: int) -> Ended | None:
         """One attempt; None if it was never started, since the run was interrupted before."""
@@ -208,6 +230,8 @@ class AttemptLoop:
                 exit_codes=self._settings.exit_codes,
                 clock=self._clock,
                 only_first_step=self._settings.warm is not None,
+                save_s=self._save_s(),
+                has_checkpoint=self._settings.has_checkpoint,
             ).to_the_end()
         except LauncherError as error:
             self._writer.end(number, Outcome("failed", str(error), None), {})

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from hotstart.launcher.amounts import DURATION
 from hotstart.launcher.foreground import events_option, json_option, run_dir_option
 
 _EXAMPLES = """\b
@@ -72,24 +73,43 @@ _WARM_EXAMPLES = """\b
 Examples:
   hotstart cache warm job.yaml
   hotstart cache warm job.yaml workers=4 cache.location=gs://bucket/cache
+  hotstart cache warm job.yaml --fresh-only
 """
 
 
 @click.command(epilog=_WARM_EXAMPLES)
 @click.argument("job", metavar="JOB.yaml")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
+@click.option("--fresh-only", is_flag=True, help="Make no checkpoint and no second start from it.")
+@click.option(
+    "--save-within",
+    type=DURATION,
+    default="60s",
+    show_default=True,
+    metavar="AGE",
+    help="How long to wait for a checkpoint after the first step.",
+)
 @click.option("--address", metavar="ADDRESS", help="Ray, as for `hotstart launch`.")
 @events_option
-def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: bool) -> None:
+def warm(
+    job: str,
+    overrides: tuple[str, ...],
+    fresh_only: bool,
+    save_within: float,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Run the job that JOB.yaml describes to its first step, to fill its cache.
 
-    All workers start, do one step, and are stopped as by Ctrl-C; what they compiled is stored. If
-    the script has made a checkpoint by then, it is started once more, for what a restored start
-    asks for is often something else. The run is recorded as any other.
+    All workers start and do one step; what they compiled is stored. Unless there is a checkpoint by
+    then, they are asked to save one and to leave, as for a preemption. From the checkpoint the job
+    is started once more, to its first step, for what a restored start asks for is often something
+    else. The run is recorded as any other.
     """
     import dataclasses
 
     from hotstart.conf.load import load_job
+    from hotstart.launcher.attempts import Warm
     from hotstart.launcher.errors import UsageError
     from hotstart.launcher.foreground import check_cluster, follow
     from hotstart.launcher.launch import new_run
@@ -102,4 +122,5 @@ def warm(job: str, overrides: tuple[str, ...], address: str | None, as_json: boo
         )
     config = dataclasses.replace(loaded.config, require_warm=False)
     check_cluster(address, config)
-    follow(new_run(dataclasses.replace(loaded, config=config), only_warm=True), address, as_json)
+    only = Warm(restored=not fresh_only, save_s=save_within)
+    follow(new_run(dataclasses.replace(loaded, config=config), warm=only), address, as_json)

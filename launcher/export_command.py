@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hotstart.cache.signing import Seal
     from hotstart.cache.store import Store
     from hotstart.cache.transfer import Sound, Unsound
+    from hotstart.launcher.manifest import Manifest
 
 _PROBLEMS = 1
 
@@ -65,9 +66,11 @@ def export(
 
     LOCATION is one that has a slash; all else is a run's name, or `latest`. A run's entries are in
     the cache that its job names, unless --location says otherwise. `-` as BUNDLE.tar is standard
-    output. Each entry is verified; signatures stay as they are.
+    output. Each entry is verified; signatures stay as they are. With them goes what jobs ask for at
+    their start, so that a first start from the bundle reads it ahead; not so with --key.
     """
     from hotstart.cache.errors import BundleError
+    from hotstart.launcher.bundle_manifests import packed
     from hotstart.launcher.errors import UsageError
 
     if (bundle is None) == (stock is None):
@@ -76,12 +79,13 @@ def export(
         raise UsageError(f"{bundle} exists; give another name, or --force to replace it")
     store, seal, run, names = _chosen(source, keys, location, run_dirs, signing_key_file)
     found = _Found(store, seal, names)
+    manifests = {} if keys or stock else _manifests(store, seal, run, run_dirs)
     try:
         if stock is not None:
             facts = _to_stock(found, stock)
         else:
             assert bundle is not None
-            facts = _to_bundle(found, bundle, store.url)
+            facts = _to_bundle(found, bundle, store.url, packed(manifests, seal))
     except (BundleError, OSError) as error:
         raise UsageError(f"export to {bundle or stock}: {error}") from error
     facts = {"location": store.url, "run": run, **facts}
@@ -179,17 +183,37 @@ def _of_run(
     return store, seal, needs.run, sorted(needed_by([needs]))
 
 
-def _to_bundle(found: _Found, bundle: str, location: str) -> dict[str, Any]:
+def _manifests(
+    store: Store, seal: Seal, run: str | None, run_dirs: tuple[str, ...]
+) -> dict[str, Manifest]:
+    from hotstart.cache.signing import SealedStore
+    from hotstart.launcher.bundle_manifests import manifests_of_location, manifests_of_run
+
+    sealed = SealedStore(store, seal)
+    if run is None:
+        return manifests_of_location(sealed)
+    return manifests_of_run(run_locations(run_dirs), run, seal.keyring, sealed)
+
+
+def _to_bundle(
+    found: _Found, bundle: str, location: str, manifests: Iterable[tuple[str, bytes]]
+) -> dict[str, Any]:
     from hotstart.cache.bundle import write_bundle
 
     pairs = ((sound.entry.key, sound.data) for sound in found)
+    manifests = list(manifests)
     if bundle == "-":
-        entries = write_bundle(sys.stdout.buffer, location, pairs)
+        entries = write_bundle(sys.stdout.buffer, location, pairs, manifests)
         sys.stdout.buffer.flush()
     else:
         with _replacing(Path(bundle)) as stream:
-            entries = write_bundle(stream, location, pairs)
-    return {"bundle": bundle, "entries": entries, "size_bytes": found.size_bytes}
+            entries = write_bundle(stream, location, pairs, manifests)
+    return {
+        "bundle": bundle,
+        "entries": entries,
+        "manifests": len(manifests),
+        "size_bytes": found.size_bytes,
+    }
 
 
 def _to_stock(found: _Found, folder: str) -> dict[str, Any]:
@@ -233,7 +257,9 @@ def _tell(facts: dict[str, Any], found: _Found, *, err: bool) -> None:
     else:
         size = show_size(facts["size_bytes"])
         click.echo(
-            f"{facts['bundle']}: {facts['entries']} entries of {facts['location']}, {size}", err=err
+            f"{facts['bundle']}: {facts['entries']} entries of {facts['location']}, {size}; "
+            f"manifests: {facts['manifests']}",
+            err=err,
         )
     for name in found.missing:
         click.echo(f"  missing: {name}", err=err)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from signal import SIGTERM
 from typing import Any, Protocol
 
 from hotstart.cache.config import CacheConfig
@@ -38,6 +39,7 @@ from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
 
 logger = logging.getLogger(__name__)
 
+_BY_SIGTERM = 128 + SIGTERM
 _LAST_WORDS_S = 1.0
 _PEER_GRACE_S = 1.0
 
@@ -143,10 +145,14 @@ class Following:
         exit_codes: Collection[int] = (),
         clock: Callable[[], float] = time.monotonic,
         only_first_step: bool = False,
+        save_s: float = 0.0,
+        has_checkpoint: Callable[[], bool] = lambda: False,
     ) -> None:
         """`doubt` says why the driver can't be sure any more that it owns the run, else None.
 
-        With `only_first_step` it is done, and stopped, once all workers have done a step.
+        With `only_first_step` it is done, and stopped, once all workers have done a step; with
+        `save_s`, and no checkpoint yet, they are told first, as of a preemption, to save and leave
+        within so many seconds.
         """
         self._gang = gang
         self._plan = plan
@@ -165,6 +171,9 @@ class Following:
         self._running: set[int] = set()
         self._is_overdue = False
         self._only_first_step = only_first_step
+        self._save_s = save_s
+        self._has_checkpoint = has_checkpoint
+        self._is_saving = False
         self._exits: list[WorkerExit] = []
         self._stepped: dict[int, Mapping[str, Any]] = {}
         self._preflight = Preflight(plan.process_count, stages_before_user_code(plan.cache))
@@ -271,7 +280,7 @@ class Following:
             self._gang.go_on(self._plan.attempt)
 
     def _classified(self) -> Outcome | None:
-        return classify(
+        outcome = classify(
             self._plan.process_count,
             self._exits,
             self._gang.lost,
@@ -279,6 +288,14 @@ class Following:
             self._preemption.notices,
             self._exit_codes,
         )
+        if outcome is None or not self._is_saving or self._preemption.notices or self._gang.lost:
+            return outcome
+        # They were asked to go: also by the program's own handler of SIGTERM.
+        went = all(
+            one.exit_code in (0, _BY_SIGTERM) or one.signal == SIGTERM for one in self._exits
+        )
+        ended = outcome.kind in ("preempted", "failed") and went
+        return self._stepped_enough() if ended else outcome
 
     def _notice(self, notice: PreemptionNotice) -> None:
         self._watcher.notice(self._plan.attempt, notice)
@@ -313,6 +330,8 @@ class Following:
         why = self._preemption.overdue(now_s)
         if why is None:
             return None
+        if self._is_saving and not self._preemption.notices:
+            return self._stepped_enough()
         self._is_overdue = True
         notice = first_to_go(self._preemption.notices)
         return Outcome("preempted", why if notice is None else f"{notice}; {why}", None)
@@ -334,6 +353,14 @@ class Following:
     def _warmed(self) -> Outcome | None:
         if not self._only_first_step or not self._have_all_stepped:
             return None
+        if not self._is_saving:
+            if self._save_s <= 0 or self._has_checkpoint():
+                return self._stepped_enough()
+            self._is_saving = True
+            self._notice(PreemptionNotice("warm", "", self._save_s))
+        return None
+
+    def _stepped_enough(self) -> Outcome:
         count = self._plan.process_count
         return Outcome("done", f"all {count} workers have done a step; no more was asked for", None)
 

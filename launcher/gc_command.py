@@ -24,8 +24,8 @@ from hotstart.launcher.foreground import json_option
 if TYPE_CHECKING:
     from hotstart.cache.collect import Collected, Stored
     from hotstart.cache.janitor import Limits
-    from hotstart.cache.signing import Seal, SealedStore
     from hotstart.cache.store import Store
+    from hotstart.launcher.live_needs import LiveNeeds
     from hotstart.launcher.run_needs import RunNeeds
 
 _PROBLEMS = 1
@@ -69,13 +69,17 @@ def gc(
 
     Safe on a cache in use. Pinned entries stay, and those that runs need which have not ended.
     In a bucket an entry counts as used when it was made, or when the last run that asked for it
-    gave a sign, as far as the run directories and the cache's own manifests tell.
+    gave a sign, as far as the run directories and the cache's own manifests tell. Results of XLA's
+    autotuning go by age too, and what killed collectors left.
     """
-    from hotstart.cache.collect import list_stored, with_uses
+    import time
+
+    from hotstart.cache.collect import list_stored, store_now_s, with_uses
     from hotstart.cache.janitor import Limits
     from hotstart.cache.signing import SealedStore
     from hotstart.launcher.errors import UsageError
-    from hotstart.launcher.run_needs import last_uses
+    from hotstart.launcher.live_needs import LiveNeeds, check_told
+    from hotstart.launcher.run_needs import last_uses, read_needs
 
     limits = Limits(max_size, max_age, unused_for)
     if limits == Limits():
@@ -87,53 +91,43 @@ def gc(
     stored = list_stored(store)
     # After the listing: whose entries are in it has a record by now.
     with_ended = by_use and _is_far(store)
-    needs = _needs(run_locations(run_dirs), seal, sealed, ended, with_ended=with_ended)
+    where = run_locations(run_dirs)
+    needs = check_told(
+        read_needs(where, seal.keyring, sealed, only_live=dry_run and not with_ended, ended=ended)
+    )
     if with_ended:
         stored = with_uses(stored, last_uses(needs, sealed))
     kept = _kept(store, stored, [one for one in needs if one.is_live])
-    fates = _collect(store, stored, kept, limits, dry_run=dry_run)
-    _tell(store, stored, kept, fates, needs, limits, dry_run=dry_run, as_json=as_json)
-    failed = [one for one in fates if one.fate.startswith("not deleted")]
+    runs = LiveNeeds(where, seal.keyring, sealed, needs, ended)
+    now_s = time.time() if dry_run else store_now_s(store)
+    fates = _collect(store, stored, kept, limits, runs, now_s, dry_run=dry_run)
+    swept = _sweep(store, limits, now_s, dry_run=dry_run)
+    _tell(store, stored, kept, fates, swept, needs, limits, dry_run=dry_run, as_json=as_json)
+    failed = [one for one in [*fates, *swept] if one.fate.startswith("not deleted")]
     sys.exit(_PROBLEMS if failed else 0)
-
-
-def _needs(
-    run_dirs: Sequence[str],
-    seal: Seal,
-    sealed: SealedStore,
-    ended: tuple[str, ...],
-    *,
-    with_ended: bool,
-) -> list[RunNeeds]:
-    """What runs need; raises `UsageError` where that of a live one can't be told."""
-    from hotstart.launcher.errors import UsageError
-    from hotstart.launcher.run_needs import read_needs
-
-    needs = read_needs(run_dirs, seal.keyring, sealed, only_live=not with_ended, ended=ended)
-    for one in needs:
-        if one.is_live and (one.unread or one.fingerprint is None):
-            raise UsageError(
-                f"run {one.run} in {one.run_dir} has not ended, and what it needs can't be read, "
-                "or is not signed with a key of this host; set the key of its launch, or "
-                f"give --ended {one.run} if it is over. Nothing was deleted"
-            )
-    return needs
 
 
 def _kept(store: Store, stored: Mapping[str, Stored], live: Sequence[RunNeeds]) -> dict[str, str]:
     """What stays, by name, and why."""
     from hotstart.cache.eviction import pin_folder
     from hotstart.cache.pins import list_pins
+
+    pinned = list_pins(store)
+    return _needed(store, stored, live) | {
+        name: "pinned" for name in stored if pin_folder(name) in pinned
+    }
+
+
+def _needed(store: Store, stored: Mapping[str, Stored], live: Sequence[RunNeeds]) -> dict[str, str]:
+    """What live runs need, or may have made, by name, and why that is."""
     from hotstart.launcher.run_needs import needed_by
 
-    pinned, needed = list_pins(store), needed_by(live)
+    needed = needed_by(live)
     kept: dict[str, str] = {}
     for name, there in stored.items():
         made_s = there.candidate.created_s
         maker = next((run for run in live if run.made(made_s, store.url)), None)
-        if pin_folder(name) in pinned:
-            kept[name] = "pinned"
-        elif name in needed:
+        if name in needed:
             kept[name] = f"needed by run {needed[name][0].run}"
         elif maker is not None:
             kept[name] = f"may be of run {maker.run}, which has not ended"
@@ -145,28 +139,33 @@ def _collect(
     stored: Mapping[str, Stored],
     kept: Mapping[str, str],
     limits: Limits,
+    runs: LiveNeeds,
+    now_s: float,
     *,
     dry_run: bool,
 ) -> list[Collected]:
     """What became of each that goes; of a dry run, what would."""
-    import time
-
-    from hotstart.cache.collect import Collected, collect, store_now_s
+    from hotstart.cache.collect import Collected, collect
     from hotstart.cache.errors import StoreError
     from hotstart.cache.janitor import choose
+    from hotstart.launcher.errors import UsageError
     from hotstart.launcher.progress_bar import counted
 
-    now_s = time.time() if dry_run else store_now_s(store)
     entries = [there.candidate for there in stored.values()]
     condemned = choose(entries, kept, limits, now_s)
     sizes = {entry.name: entry.size_bytes for entry in entries}
     if dry_run:
         return [Collected(one.name, sizes[one.name], one.why, "") for one in condemned]
+
+    def spare(names: Sequence[str]) -> Mapping[str, str]:
+        return _needed(store, {name: stored[name] for name in names}, runs.now(names))
+
     fates: list[Collected] = []
+    collecting = collect(store, stored, condemned, spare=spare)
     try:
-        for fate in counted(collect(store, stored, condemned), "gc", len(condemned)):
+        for fate in counted(collecting, "gc", len(condemned)):
             fates.append(fate)  # noqa: PERF402 - what came before the trouble is told
-    except StoreError as error:
+    except (StoreError, UsageError) as error:
         if not fates:
             raise
         for one in condemned[len(fates) :]:  # fates come in this order
@@ -174,11 +173,23 @@ def _collect(
     return fates
 
 
+def _sweep(store: Store, limits: Limits, now_s: float, *, dry_run: bool) -> list[Collected]:
+    """The same of what is no entry."""
+    from hotstart.cache.collect import Collected
+    from hotstart.cache.sweep import find_litter, sweep
+
+    litter = find_litter(store, limits, now_s)
+    if dry_run:
+        return [Collected(one.stat.name, one.stat.size_bytes, one.why, "") for one in litter]
+    return list(sweep(store, litter))
+
+
 def _tell(
     store: Store,
     stored: Mapping[str, Stored],
     kept: Mapping[str, str],
     fates: Sequence[Collected],
+    swept: Sequence[Collected],
     needs: Sequence[RunNeeds],
     limits: Limits,
     *,
@@ -202,10 +213,11 @@ def _tell(
             "live_runs": live,
             "kept": kept,
             "condemned": [dataclasses.asdict(one) for one in fates],
+            "swept": [dataclasses.asdict(one) for one in swept],
         }
         click.echo(json.dumps(facts, indent=2))
         return
-    for one in fates:
+    for one in [*fates, *swept]:
         fate = f" ({one.fate})" if one.fate not in ("", "deleted") else ""
         click.echo(f"  {one.name}: {show_size(one.size_bytes)}, {one.why}{fate}")
     verb = "would be deleted" if dry_run else "deleted"
@@ -213,6 +225,10 @@ def _tell(
         f"{store.url}: {len(going)} of {len(stored)} entries {verb}, {show_size(gone_bytes)} of "
         f"{show_size(all_bytes)}; {left} stay, {len(kept)} of them kept by pins or live runs"
     )
+    if swept:
+        gone = swept if dry_run else [one for one in swept if one.is_deleted]
+        size = show_size(sum(one.size_bytes for one in gone))
+        click.echo(f"{len(gone)} of {len(swept)} other objects {verb}, {size}")
     if live:
         click.echo(f"runs that have not ended: {', '.join(live)}")
     if limits.max_size_bytes is not None and all_bytes - gone_bytes > limits.max_size_bytes:

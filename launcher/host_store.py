@@ -18,6 +18,7 @@ from hotstart.cache.directory import DirectoryStore
 from hotstart.cache.entry import HEAD_BYTES, Entry, decode, entry_digest, entry_name
 from hotstart.cache.errors import EntryError, StoreError
 from hotstart.cache.guarded import insisting
+from hotstart.cache.last_use import LastUses
 from hotstart.cache.repair import find_entry, tell_bad
 from hotstart.cache.signing import UNSEALED, Seal, tally
 from hotstart.cache.store import Store
@@ -71,6 +72,7 @@ class HostStore:
         self.near = near
         self.far = far
         self.strict = config.strict
+        self.uses = LastUses(far)
         self._seal = seal
         self._lock = threading.Lock()
         self._stats = HostStats()

@@ -18,8 +18,11 @@ from hotstart.launcher.foreground import json_option
 
 if TYPE_CHECKING:
     from hotstart.cache.bundle import BundleReader
+    from hotstart.cache.signing import Seal
     from hotstart.cache.stock import NotStock, StockEntry
+    from hotstart.cache.store import Store
     from hotstart.cache.transfer import Brought
+    from hotstart.launcher.bundle_manifests import BroughtManifest
 
 _PROBLEMS = 1
 
@@ -39,6 +42,11 @@ _PROBLEMS = 1
     is_flag=True,
     help="Sign what this host's key has not signed for LOCATION: you vouch for where it is from.",
 )
+@click.option(
+    "--job",
+    metavar="JOB.yaml",
+    help="File what a job asks for at its start as this job's, which has other paths here.",
+)
 @signing_key_file
 @json_option
 def import_(
@@ -46,6 +54,7 @@ def import_(
     location: str | None,
     stock: bool,
     sign: bool,
+    job: str | None,
     signing_key_file: str | None,
     as_json: bool,
 ) -> None:
@@ -54,6 +63,7 @@ def import_(
     `-` as BUNDLE.tar is standard input. Where this host has a signing key, what it has not signed
     for LOCATION is refused without --sign: an entry is native code, and a bundle may be of
     anybody's making. Entries of stock JAX have no digest: take over only what you trust.
+    What a job asks for at its start comes too, so that its first start here reads ahead.
     """
     from hotstart.cache.errors import BundleError
     from hotstart.cache.transfer import bring
@@ -64,11 +74,14 @@ def import_(
     seal = open_seal(store, signing_key_file)
     if sign and not seal.keyring:
         raise UsageError("--sign: this host has no signing key; see `hotstart key new`")
+    if job is not None and stock:
+        raise UsageError("--job: stock JAX's caches don't say what a job asks for")
     problem: str | None = None
     brought: list[Brought] = []
     looked = _Looked()
+    manifests = _Manifests(store, seal, sign, job)
     with contextlib.ExitStack() as stack:
-        pairs = looked.over(_read_stock(source)) if stock else _members(stack, source)
+        pairs = looked.over(_read_stock(source)) if stock else _members(stack, source, manifests)
         try:
             for one in counted(bring(store, seal, pairs, sign=sign), "import"):
                 brought.append(one)
@@ -76,9 +89,38 @@ def import_(
             problem = f"{source}: {error}"
         except OSError as error:  # the source's: a store's trouble is a StoreError
             problem = f"{source} can't be read: {error.strerror or error}"
-    _tell(store.url, source, brought, looked if stock else None, problem, as_json=as_json)
-    fates = Counter(one.fate for one in brought)
+    told = looked if stock else manifests
+    _tell(store.url, source, brought, told, problem, as_json=as_json)
+    fates = Counter(one.fate for one in brought) + Counter(one.fate for one in manifests.brought)
     sys.exit(_PROBLEMS if problem or looked.bad or fates["bad"] or fates["refused"] else 0)
+
+
+class _Manifests:
+    """A bundle's manifests, each stored as it comes, which is behind its entries."""
+
+    def __init__(self, store: Store, seal: Seal, sign: bool, job: str | None) -> None:
+        """`job` is the file of the job that they are for here; raises `ConfigError`."""
+        self._store, self._seal, self._sign = store, seal, sign
+        self._here: dict[int, str] | None = None
+        self.brought: list[BroughtManifest] = []
+        if job is not None:
+            from hotstart.conf.load import load_job
+            from hotstart.launcher.bundle_manifests import fingerprints_here
+
+            self._here = fingerprints_here(load_job(job).config)
+
+    def bring(self, fingerprint: str, data: bytes) -> None:
+        from hotstart.launcher.bundle_manifests import bring_manifest
+
+        self.brought.append(
+            bring_manifest(
+                self._store, self._seal, fingerprint, data, sign=self._sign, here=self._here
+            )
+        )
+
+    def counts(self) -> dict[str, int]:
+        fates = Counter(one.fate for one in self.brought)
+        return {fate: fates[fate] for fate in ("new", "there", "bad", "refused")}
 
 
 class _Looked:
@@ -110,7 +152,9 @@ def _read_stock(source: str) -> Iterator[StockEntry | NotStock]:
     return read_stock(source)
 
 
-def _members(stack: contextlib.ExitStack, source: str) -> Iterator[tuple[str, bytes]]:
+def _members(
+    stack: contextlib.ExitStack, source: str, manifests: _Manifests
+) -> Iterator[tuple[str, bytes]]:
     from hotstart.cache.bundle import BundleReader
     from hotstart.cache.errors import BundleError
     from hotstart.launcher.errors import UsageError
@@ -124,18 +168,28 @@ def _members(stack: contextlib.ExitStack, source: str) -> Iterator[tuple[str, by
         raise UsageError(f"{source} can't be read: {error.strerror}") from error
     except BundleError as error:
         raise UsageError(f"{source}: {error}") from error
-    return ((member.file, member.data) for member in reader.members())
+    return _entries(reader, manifests)
+
+
+def _entries(reader: BundleReader, manifests: _Manifests) -> Iterator[tuple[str, bytes]]:
+    for member in reader.members():
+        if member.fingerprint is None:
+            yield member.file, member.data
+        else:
+            manifests.bring(member.fingerprint, member.data)
 
 
 def _tell(
     url: str,
     source: str,
     brought: list[Brought],
-    looked: _Looked | None,
+    also: _Looked | _Manifests,
     problem: str | None,
     *,
     as_json: bool,
 ) -> None:
+    looked = also if isinstance(also, _Looked) else None
+    manifests = also if isinstance(also, _Manifests) else None
     fates = Counter(one.fate for one in brought)
     counts = {fate: fates[fate] for fate in ("new", "there", "bad", "refused")}
     counts["bad"] += len(looked.bad) if looked else 0
@@ -143,6 +197,8 @@ def _tell(
     if as_json:
         facts: dict[str, Any] = {"location": url, "source": source, **counts, "problem": problem}
         facts["not_stored"] = [dataclasses.asdict(one) for one in wrong]
+        if manifests is not None:
+            facts["manifests"] = manifests.counts()
         if looked is not None:
             facts["not_stock"] = looked.bad
             facts["platforms"] = dict(looked.platforms)
@@ -153,13 +209,24 @@ def _tell(
     click.echo(f"{url}: {sum(counts.values())} entries of {source}: {shown}")
     for one in wrong:
         click.echo(f"  {one.fate}: {one.source}: {one.detail}")
-    if counts["refused"]:
+    if manifests is not None and manifests.brought:
+        _tell_manifests(manifests)
+    if counts["refused"] or (manifests is not None and manifests.counts()["refused"]):
         click.echo("--sign takes and signs what is refused, if you trust where it is from")
     if looked is not None:
         for line in _about_keys(looked):
             click.echo(line)
     if problem:
         click.echo(f"{problem}; what came before is stored, and importing again is safe")
+
+
+def _tell_manifests(manifests: _Manifests) -> None:
+    counts = manifests.counts()
+    shown = ", ".join(f"{number} {fate}" for fate, number in counts.items() if number)
+    click.echo(f"{len(manifests.brought)} manifests, by which first starts read ahead: {shown}")
+    for one in manifests.brought:
+        if one.fate in ("bad", "refused"):
+            click.echo(f"  {one.fate}: the manifest of job {one.fingerprint[:12]}: {one.detail}")
 
 
 def _about_keys(looked: _Looked) -> Iterator[str]:

@@ -22,7 +22,7 @@ from hotstart.conf.load import LoadedJob, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.ahead import Ahead, AheadSettings, installed_versions
 from hotstart.launcher.asked import recorded_fingerprint
-from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Warm
 from hotstart.launcher.beats import BEAT_DEADLINE_S, Ownership
 from hotstart.launcher.cold_start import ColdStart, before_in_directory, before_in_record
 from hotstart.launcher.errors import (
@@ -82,9 +82,9 @@ class Run:
         keyring: Keyring,
         *,
         is_new: bool,
-        only_warm: bool = False,
+        warm: Warm | None = None,
     ) -> None:
-        """With `only_warm` the job is not run to its end, but only to its first step."""
+        """With `warm` the job is not run to its end, but only to its first step."""
         self.record = record
         self._keyring = keyring
         self._ownership = ownership
@@ -98,7 +98,7 @@ class Run:
         self._created_s = made_s if isinstance(made_s, int | float) else time.time()
         self._is_new = self._unchecked = is_new
         self._lifetime_seen = False
-        self._only_warm = only_warm
+        self._warm = warm
         self._interrupted = threading.Event()
         self._stop_reason = ""
         self.end: RunEnd | None = None
@@ -162,7 +162,8 @@ class Run:
             cost_per_worker_hour=config.cost_per_worker_hour,
             exit_codes=frozenset(config.restarts.exit_codes),
             refill_after_s=config.restarts.refill_after_s,
-            warm=self._has_checkpoint if self._only_warm else None,
+            warm=self._warm,
+            has_checkpoint=self._has_checkpoint,
         )
         for problem in unshared_directories(config, len(shares)):
             tell(problem)
@@ -188,7 +189,7 @@ class Run:
                     patience=patience,
                 )
                 decision = loop.run()
-            if self._only_warm and decision.exit_code == ExitCode.DONE:
+            if self._warm is not None and decision.exit_code == ExitCode.DONE:
                 tell(decision.reason)
         except StoreError as error:
             decision, may_restart = GiveUp(ExitCode.JOB_FAILED, str(error)), True
@@ -334,10 +335,10 @@ class Run:
         return {"location": cache.location, "source": source, "mode": cache.mode}
 
 
-def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
+def new_run(job: LoadedJob, *, warm: Warm | None = None) -> Run:
     """Record a new run of a job and own it; raises `UsageError` where that can't be written.
 
-    With `only_warm` it is run to its first step alone.
+    With `warm` it is run to its first step alone.
 
     `SigningKeyError` where this host's signing key can't be used.
     """
@@ -366,7 +367,7 @@ def new_run(job: LoadedJob, *, only_warm: bool = False) -> Run:
     try:
         me, beats = OwnerIdentity.of_this_process(), _for_beats(record, keyring)
         ownership = take_ownership(record, me, beats=beats)
-        return Run(record, ownership, config, keyring, is_new=True, only_warm=only_warm)
+        return Run(record, ownership, config, keyring, is_new=True, warm=warm)
     except KeyboardInterrupt:  # without an end it would look like a run whose driver was lost
         record.finish("interrupted", ExitCode.INTERRUPTED, "interrupted", epoch=FIRST_EPOCH)
         raise

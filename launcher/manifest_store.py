@@ -30,35 +30,41 @@ _NAME = re.compile(rf"[0-9a-f]{{64}}(?:~[1-{REPLACEMENTS}])?")
 class ManifestStore:
     """Its calls block on the store.
 
-    Trouble with it is a warning, and costs a slower start; but for `look_up`, which raises.
+    Trouble with it is a warning, and costs a slower start; but for `look_up` and `keep`, which
+    raise.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def save(self, fingerprint: str, manifest: Manifest) -> None:
+        """As `keep`, as far as that can be done."""
+        try:
+            self.keep(fingerprint, manifest)
+        except StoreError as error:
+            logger.warning("what this job asked for is not kept for its next launch: %s", error)
+
+    def keep(self, fingerprint: str, manifest: Manifest) -> None:
         """Make this manifest the latest of its fingerprint and remove all but the latest three.
 
-        Two requests, also where it is that already, and one more for each that is removed.
+        Two requests, also where it is that already, and one more for each that is removed. Raises
+        `StoreError`.
         """
         data = manifest.to_json()
         if len(data) > MAX_BYTES:
             logger.warning("a manifest of %d bytes is too large to be kept", len(data))
             return
         name = f"{_folder(fingerprint)}{hashlib.sha256(data).hexdigest()}"
-        try:
-            there = self._newest_first(fingerprint)
-            same = [stat for stat in there if stat.name.partition("~")[0] == name]
-            others = [stat for stat in there if stat not in same]
-            if same and there[0] == same[0] and self._store.get(same[0].name) == data:
-                return
-            self._remove(same)
-            for free in all_names(name) if same else [name]:
-                if self._store.create(free, data):
-                    break
-            self._remove(others[KEPT - 1 :])
-        except StoreError as error:
-            logger.warning("what this job asked for is not kept for its next launch: %s", error)
+        there = self._newest_first(fingerprint)
+        same = [stat for stat in there if stat.name.partition("~")[0] == name]
+        others = [stat for stat in there if stat not in same]
+        if same and there[0] == same[0] and self._store.get(same[0].name) == data:
+            return
+        self._remove(same)
+        for free in all_names(name) if same else [name]:
+            if self._store.create(free, data):
+                break
+        self._remove(others[KEPT - 1 :])
 
     def latest(self, fingerprint: str) -> Manifest | None:
         """The latest sound manifest of a fingerprint, or None. Two requests, one if there is none.

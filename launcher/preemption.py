@@ -1,11 +1,11 @@
 """Preemption: a notice says that a host is about to go, and its gang agrees where to stop.
 
 A notice comes from Ray (a node is drained), from the system (SIGTERM, to a worker or an agent) or
-from Google Cloud's metadata server. The driver tells all workers, wherever they are, and each
-answers with the number of times that its program has asked `context.preempted()`; until it knows
-more, the next such call waits. The highest of these numbers plus one is the call at which all of
-them get the answer True (`stop_agreement.py` says why that is the same point of the program in each
-process).
+from Google Cloud's metadata server; `hotstart cache warm` gives one itself, for the program to save
+and leave. The driver tells all workers, wherever they are, and each answers with the number of
+times that its program has asked `context.preempted()`; until it knows more, the next such call
+waits. The highest of these numbers plus one is the call at which all of them get the answer True
+(`stop_agreement.py` says why that is the same point of the program in each process).
 
     notice -> announced -> all have said their number -> settled -> workers leave
                   ^                                   '-> some do not answer: nobody is told
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Source = Literal["drain", "sigterm", "metadata"]
+Source = Literal["drain", "sigterm", "metadata", "warm"]
 
 UNKNOWN_LEFT_S = 30.0  # what Google Cloud gives a Spot VM, and Kubernetes a pod
 ANSWER_S = 10.0
@@ -34,6 +34,8 @@ _WORDS: dict[str, str] = {
     "drain": "Ray drains its node",
     "sigterm": "SIGTERM",
     "metadata": "Google Cloud's metadata server",
+    "warm": "all workers have done a step; they are asked to save a checkpoint and leave, for a "
+    "start that restores it to be warmed too",
 }
 
 
@@ -55,15 +57,17 @@ class PreemptionNotice:
     @property
     def takes_the_host(self) -> bool:
         """Whether the host itself goes, so that nothing may be put there any more."""
-        return self.source != "sigterm"
+        return self.source not in ("sigterm", "warm")
 
     @property
     def takes_the_agent(self) -> bool:
         """Whether the agent goes, with its host or alone: the next attempt must do without it."""
-        return self.takes_the_host or self.process_index is None
+        return self.source != "warm" and (self.takes_the_host or self.process_index is None)
 
     def __str__(self) -> str:
         what = _WORDS[self.source]
+        if self.source == "warm":
+            return f"{what}: {self.left_s:.0f} s at most"
         if self.process_index is not None:
             what += f" to process {self.process_index}"
         elif self.source == "sigterm":
@@ -123,8 +127,8 @@ class GangPreemption:
 
     @property
     def notices(self) -> list[PreemptionNotice]:
-        """All that were seen, the first one first."""
-        return [seen.notice for seen in self._seen]
+        """All that were seen, the first one first, but for the launcher's own."""
+        return [seen.notice for seen in self._seen if seen.notice.source != "warm"]
 
     def heard(self, notice: PreemptionNotice, now_s: float) -> bool:
         """Take a notice; True for the first one, which is to be announced to the workers."""
@@ -217,6 +221,7 @@ class GangPreemption:
                 "ended_by_launcher": self._ended_late,
             }
             for seen in self._seen
+            if seen.notice.source != "warm"
         ]
 
     @property

@@ -18,6 +18,7 @@ from hotstart.cache.signing import Keyring, open_sealed
 from hotstart.cache.store import ObjectStat, Store, normalize_location
 from hotstart.conf.errors import ConfigError
 from hotstart.conf.load import job_from_yaml
+from hotstart.conf.schema import JobConfig
 from hotstart.launcher.asked import recorded_fingerprint
 from hotstart.launcher.errors import LauncherError, RunNotFound, UsageError
 from hotstart.launcher.facts import RunState, state_of
@@ -83,7 +84,7 @@ def read_needs(
     """
     observer = OwnerIdentity.of_this_process()
     manifests = ManifestStore(cache)
-    records = [record for run_dir in run_dirs for record in _records(run_dir, keyring)]
+    records = [record for run_dir in run_dirs for record in records_in(run_dir, keyring)]
     unknown = sorted(set(ended) - {record.name for record in records})
     if unknown:
         names = ", ".join(sorted(record.name for record in records)) or "none"
@@ -95,7 +96,7 @@ def read_needs(
             state = "interrupted"
         if only_live and state in ENDED:
             return None
-        return _needs(record, state, manifests, cache.url)
+        return needs_of_record(record, state, manifests, cache.url)
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return [needs for needs in pool.map(look, records) if needs is not None]
@@ -106,14 +107,21 @@ def needs_of_run(run_dirs: Iterable[str], name: str, keyring: Keyring, cache: St
 
     Raises `RunNotFound`, `StoreError`.
     """
+    record = run_named(run_dirs, name, keyring)
+    return needs_of_record(record, record.state(), ManifestStore(cache), cache.url)
+
+
+def run_named(run_dirs: Iterable[str], name: str, keyring: Keyring) -> RunRecord:
+    """A run of one of these directories; `latest` is the first one's that was launched last.
+
+    Raises `RunNotFound`, `StoreError`.
+    """
     failure: RunNotFound | None = None
     for run_dir in run_dirs:
         try:
-            record = resolve_run(open_runs(run_dir, keyring), name)
+            return resolve_run(open_runs(run_dir, keyring), name)
         except RunNotFound as error:
             failure = failure or error
-            continue
-        return _needs(record, record.state(), ManifestStore(cache), cache.url)
     assert failure is not None
     raise failure
 
@@ -152,7 +160,8 @@ def location_manifests(cache: Store) -> Iterator[tuple[ObjectStat, Manifest]]:
                 yield stat, manifest
 
 
-def _records(run_dir: str, keyring: Keyring) -> list[RunRecord]:
+def records_in(run_dir: str, keyring: Keyring) -> list[RunRecord]:
+    """All runs of a run directory. One listing; raises `StoreError`, `UsageError`."""
     store = open_sealed(run_dir, keyring)
     try:
         names = [stat.name.removeprefix("index/") for stat in store.list("index/")]
@@ -161,9 +170,10 @@ def _records(run_dir: str, keyring: Keyring) -> list[RunRecord]:
     return [RunRecord(store, name) for name in names if RUN_NAME.fullmatch(name)]
 
 
-def _needs(
+def needs_of_record(
     record: RunRecord, state: RunState, manifests: ManifestStore, cache_url: str
 ) -> RunNeeds:
+    """What one run asked for, as far as its record and `manifests` tell. `StoreError`."""
     prefix = f"{record.name}/"
     listed = list(record.store.list(prefix + "attempts/"))
     listed += record.store.list(prefix + "owner/")
@@ -196,28 +206,43 @@ def _needs(
     )
 
 
+def fingerprints_of(record: RunRecord) -> dict[int, str]:
+    """The fingerprints of a run's job by size of its gang; none where the job can't be read."""
+    config = _config(record)
+    return {} if config is None else _fingerprints(record, config)
+
+
 def _job(record: RunRecord) -> tuple[str | None, list[str]]:
     """Location of the cache of a run's job, and its fingerprints: one for each size of its gang.
 
     The last is that of the largest. None, and no fingerprint, where the job can't be read.
     """
-    try:
-        config = job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
-    except (LauncherError, ConfigError):
+    config = _config(record)
+    if config is None:
         return None, []
-    created = record.created()
-    launched_from = created.get("launched_from")
-    launched_from = launched_from if isinstance(launched_from, Mapping) else {}
-    fingerprints = [
-        recorded_fingerprint(config, launched_from, workers)
-        for workers in range(config.least_workers, config.workers + 1)
-    ]
+    fingerprints = list(_fingerprints(record, config).values())
     if config.cache.mode == "off":
         return "", fingerprints
     try:
         return normalize_location(config.cache.location or ""), fingerprints
     except InvalidLocation:
         return None, fingerprints
+
+
+def _config(record: RunRecord) -> JobConfig | None:
+    try:
+        return job_from_yaml(record.job_yaml(), f"job.yaml of run {record.name}")
+    except (LauncherError, ConfigError):
+        return None
+
+
+def _fingerprints(record: RunRecord, config: JobConfig) -> dict[int, str]:
+    launched_from = record.created().get("launched_from")
+    launched_from = launched_from if isinstance(launched_from, Mapping) else {}
+    return {
+        workers: recorded_fingerprint(config, launched_from, workers)
+        for workers in range(config.least_workers, config.workers + 1)
+    }
 
 
 def _is_same_place(location: str, cache_url: str) -> bool:

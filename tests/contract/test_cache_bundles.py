@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,26 @@ from click.testing import CliRunner, Result
 
 from hotstart.cache.bundle import write_bundle
 from hotstart.cache.entry import encode
-from hotstart.cache.signing import Key, Keyring, Seal
+from hotstart.cache.signing import Key, Keyring, Seal, open_sealed
 from hotstart.cache.store import open_store
 from hotstart.cache.verify import verify
+from hotstart.conf.load import load_job
+from hotstart.launcher.asked import fingerprint
+from hotstart.launcher.bundle_manifests import fingerprints_here
 from hotstart.launcher.cli import main
-from tests.support.recorded_runs import KEYS, META, NAMES, entry, fill, record_run
+from hotstart.launcher.manifest import Manifest
+from hotstart.launcher.manifest_store import ManifestStore
+from tests.support.recorded_runs import (
+    KEYS,
+    META,
+    NAMES,
+    entry,
+    fill,
+    job,
+    manifest,
+    record_run,
+    save_manifest,
+)
 
 pytestmark = pytest.mark.contract
 
@@ -346,7 +362,7 @@ def test_import_of_a_bundle_whose_index_is_of_others_says_so(tmp_path: Path) -> 
         (b"rubbish" * 200, "not a tar archive: invalid header"),
         (b"\x1f\x8b" + bytes(600), "not a tar archive: "),
         (member(ENTRY, as_type(tarfile.REGTYPE))[1024:], "not a bundle of hotstart: it begins"),
-        (written([]).replace(b'"version": 1', b'"version": 2'), "a bundle of version 2; this"),
+        (written([]).replace(b'"version": 2', b'"version": 3'), "a bundle of version 3; this"),
         (written([]).replace(b'"format"', b'"farmot"'), "not a bundle of hotstart: its bundle."),
     ],
 )
@@ -392,3 +408,106 @@ def test_export_of_a_directory_without_a_slash_says_how(
     refused = cache("export", "cache", "x.tar")
     assert refused.stderr.endswith("if the directory is meant, write ./cache\n")
     assert facts("export", "./cache", "x.tar")["entries"] == 1
+
+
+def latest(location: str, its_fingerprint: str, *keys: Key) -> Manifest | None:
+    """What a launch of the job reads ahead by, from this location."""
+    return ManifestStore(open_sealed(location, Keyring(keys))).latest(its_fingerprint)
+
+
+@pytest.fixture
+def exported(bundle: str, run_dir: str, tmp_path: Path) -> str:
+    """A bundle of a run that asked for two programs, and left no manifest in its cache."""
+    where = str(tmp_path / "cache")
+    fill(open_store(where), 0, 1)
+    record_run(run_dir, "lm-1", where, KEYS[:2], state="done")
+    assert facts("export", "latest", bundle)["manifests"] == 1
+    return bundle
+
+
+def test_bundle_of_a_run_brings_its_manifest_to_where_its_next_launch_looks(
+    exported: str, location: str, tmp_path: Path
+) -> None:
+    there = location.replace("/cache", "/there")
+    told = cache("import", exported, there)
+    assert told.exit_code == 0
+    assert told.stdout.splitlines()[1:] == ["1 manifests, by which first starts read ahead: 1 new"]
+    assert latest(there, fingerprint(job("/any"))) == manifest(KEYS[:2])
+    again = facts("import", exported, there)
+    assert again["manifests"] == {"new": 0, "there": 1, "bad": 0, "refused": 0}
+
+
+def test_bundle_of_a_location_brings_the_manifests_of_its_jobs(bundle: str, tmp_path: Path) -> None:
+    ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
+    store = open_store(ours)
+    fill(store, 0)
+    save_manifest(store, ours, KEYS[:1])
+    assert facts("export", ours, bundle)["manifests"] == 1
+    assert facts("export", ours, bundle, "--force", "--key", KEYS[0])["manifests"] == 0
+    facts("export", ours, bundle, "--force")
+    facts("import", bundle, theirs)
+    assert latest(theirs, fingerprint(job(ours))) == manifest(KEYS[:1])
+
+
+def test_import_leaves_what_a_job_has_asked_for_there_but_for_other_versions(
+    exported: str, tmp_path: Path
+) -> None:
+    there, its_fingerprint = str(tmp_path / "there"), fingerprint(job("/any"))
+    own = manifest(KEYS[3:5])
+    left = ManifestStore(open_store(there))
+    left.save(its_fingerprint, own)
+    assert facts("import", exported, there)["manifests"]["there"] == 1
+    assert latest(there, its_fingerprint) == own
+    left.save(its_fingerprint, replace(own, jax="0.9.0"))
+    assert facts("import", exported, there)["manifests"]["new"] == 1
+    assert latest(there, its_fingerprint) == manifest(KEYS[:2])
+
+
+def test_import_for_a_job_files_the_manifest_as_that_jobs(exported: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    job_file = tmp_path / "elsewhere" / "job.yaml"
+    (tmp_path / "elsewhere" / "train.py").touch()
+    job_file.write_text("name: lm\nscript: train.py\nworkers: 1\nplatform: cpu\n")
+    there = str(tmp_path / "there")
+    facts("import", exported, there, "--job", str(job_file))
+    here = fingerprints_here(load_job(str(job_file)).config)
+    assert latest(there, here[1]) == manifest(KEYS[:2])
+    job_file.write_text("name: lm\nscript: train.py\nworkers: 2\nplatform: cpu\n")
+    told = facts("import", exported, there, "--job", str(job_file), exit_code=1)
+    assert told["manifests"]["bad"] == 1
+
+
+def test_import_of_a_manifest_into_a_signing_location_needs_sign_unless_it_is_signed_for_it(
+    exported: str, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, its_fingerprint = str(tmp_path / "there"), fingerprint(job("/any"))
+    set_key(monkeypatch)
+    refused = facts("import", exported, there, exit_code=1)
+    assert refused["manifests"] == {"new": 0, "there": 0, "bad": 0, "refused": 1}
+    assert latest(there, its_fingerprint, OURS) is None
+    assert facts("import", exported, there, "--sign")["manifests"]["new"] == 1
+    assert latest(there, its_fingerprint, OURS) == manifest(KEYS[:2])
+    facts("export", there, bundle, "--force")
+    for stat in list(open_store(there).list("")):
+        open_store(there).delete(stat.name, stat.generation)
+    back = facts("import", bundle, there)
+    assert (fates(back), back["manifests"]["new"]) == ((2, 0, 0, 0), 1)
+    assert latest(there, its_fingerprint, OURS) == manifest(KEYS[:2])
+
+
+def test_import_of_a_bundle_with_a_bad_manifest_says_so_and_brings_the_entries(
+    tmp_path: Path,
+) -> None:
+    stream = io.BytesIO()
+    write_bundle(stream, "/from", [(KEYS[0], entry(0))], [("a" * 64, b"no manifest")])
+    there = str(tmp_path / "there")
+    told = facts("import", "-", there, input=stream.getvalue(), exit_code=1)
+    assert (fates(told), told["manifests"]["bad"]) == ((1, 0, 0, 0), 1)
+    assert names(there) == NAMES[:1]
+
+
+def test_import_of_a_bundle_of_version_1_brings_its_entries(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    write_bundle(stream, "/from", [(KEYS[0], entry(0))])
+    old = stream.getvalue().replace(b'"version": 2', b'"version": 1')
+    assert fates(facts("import", "-", str(tmp_path / "there"), input=old)) == (1, 0, 0, 0)

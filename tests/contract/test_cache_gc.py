@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from hotstart.cache.pins import BY_KEY, PinFacts, pin
+from hotstart.cache.announcements import COLLECTIONS
+from hotstart.cache.collect import collect, list_stored
+from hotstart.cache.janitor import Condemned
+from hotstart.cache.pins import BY_KEY, PinFacts, pin, source_of_run
 from hotstart.cache.signing import Key, Keyring
 from hotstart.cache.store import Store, open_store
 from hotstart.launcher.cli import main
+from hotstart.launcher.errors import UsageError
+from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.live_needs import LiveNeeds
+from hotstart.launcher.run_needs import needed_by, read_needs
 from tests.support.gcs_proxy import GcsProxy
-from tests.support.recorded_runs import KEYS, NAMES, entry, fill, record_run, save_manifest
+from tests.support.memory_store import MemoryStore
+from tests.support.recorded_runs import (
+    KEYS,
+    NAMES,
+    entry,
+    fill,
+    manifest,
+    record_run,
+    save_manifest,
+)
 
 pytestmark = pytest.mark.contract
 
@@ -102,6 +121,86 @@ def test_gc_keeps_what_the_manifest_of_a_live_runs_job_names(tmp_path: Path, run
     assert left(store) == [NAMES[0]]
 
 
+class Hooked(MemoryStore):
+    """Does something just before its second announcement."""
+
+    def __init__(self, hook: Callable[[], None]) -> None:
+        super().__init__()
+        self._hook = hook
+        self._announced = 0
+
+    def create(self, name: str, data: bytes) -> bool:
+        if name.startswith(COLLECTIONS):
+            self._announced += 1
+            if self._announced == 2:
+                self._hook()
+        return super().create(name, data)
+
+
+def collected(store: Store, run_dir: str) -> list[str]:
+    """The fates of the first four, one a batch, once it was chosen that all of them go."""
+    run_dirs = [run_dir]
+    runs = LiveNeeds(run_dirs, Keyring(), store, read_needs(run_dirs, Keyring(), store))
+    stored = list_stored(store)
+
+    def spare(names: Sequence[str]) -> dict[str, str]:
+        return dict.fromkeys(needed_by(runs.now(names)), "")
+
+    condemned = [Condemned(name, "old") for name in NAMES[:4]]
+    return [one.fate for one in collect(store, stored, condemned, spare=spare)]
+
+
+def test_collect_keeps_what_a_run_needs_that_begins_meanwhile(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotstart.cache.collect.BATCH", 1)
+    store = Hooked(lambda: record_run(run_dir, "new", "/other", [*KEYS[:2]], state="running"))
+    fill(store, 0, 1, 2, 3)
+    # The first had gone before the run was there.
+    assert collected(store, run_dir) == ["deleted", "needed meanwhile", "deleted", "deleted"]
+
+
+def test_collect_keeps_what_a_run_needs_that_is_restarted_meanwhile(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotstart.cache.collect.BATCH", 1)
+    record = record_run(run_dir, "again", "/other", [KEYS[1]], state="done")
+    record_run(run_dir, "over", "/other", [KEYS[2]], state="done")
+    owner = asdict(OwnerIdentity.of_this_process())
+    store = Hooked(lambda: record.create_fact(f"owner/{2:08d}/{0:08d}", owner))
+    fill(store, 0, 1, 2, 3)
+    assert collected(store, run_dir) == ["deleted", "needed meanwhile", "deleted", "deleted"]
+
+
+def test_collect_keeps_what_a_live_run_asks_for_meanwhile(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotstart.cache.collect.BATCH", 1)
+    record = record_run(run_dir, "grows", "/other", state="running")
+    store = Hooked(lambda: record.keep_manifest(1, manifest([KEYS[3]])))
+    fill(store, 0, 1, 2, 3)
+    assert collected(store, run_dir) == ["deleted", "deleted", "deleted", "needed meanwhile"]
+
+
+def test_collect_stops_where_a_run_begins_whose_needs_are_not_told(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotstart.cache.collect.BATCH", 1)
+
+    def begins() -> None:
+        record = record_run(run_dir, "odd", "/other", [KEYS[3]], state="running")
+        [stat] = record.store.list("odd/attempts/00001/manifest/")
+        record.store.delete(stat.name, stat.generation)
+        record.store.create(stat.name, b"no manifest")
+
+    store = Hooked(begins)
+    fill(store, 0, 1, 2, 3)
+    with pytest.raises(UsageError, match="run odd in .* has not ended, and what it needs can't"):
+        collected(store, run_dir)
+    assert left(store) == NAMES[1:4]
+    assert list(store.list(COLLECTIONS)) == []
+
+
 def test_gc_takes_a_run_as_ended_that_is_named_so(location: str, run_dir: str) -> None:
     store = open_store(location)
     fill(store, 0)
@@ -169,8 +268,32 @@ def test_gc_of_a_bucket_costs_a_request_an_object_and_few_more(
     proxy.reset()
     gc(location, "--max-age", "0s")
     sent = [request.method for request in proxy.requests()]
-    # Entries, pins, the store's clock (a small object made, looked up and deleted), pins again.
-    assert sorted(sent) == sorted(["GET", "GET", "POST", "GET", "DELETE", "GET", *["DELETE"] * 3])
+    # Entries and pins; the store's clock, and the announcement: small objects that are made, looked
+    # up and deleted; pins again; three listings of what is no entry.
+    assert sorted(sent) == ["DELETE"] * (2 + 3) + ["GET"] * (2 + 1 + 1 + 1 + 3) + ["POST"] * 2
+
+
+def test_gc_sweeps_what_is_no_entry_and_a_dry_run_shows_it(tmp_path: Path, run_dir: str) -> None:
+    location = str(tmp_path / "cache")
+    store = open_store(location)
+    fill(store, 0)
+    names = ["autotune/v1/kind/results", f"{COLLECTIONS}left", "leases/v1/alone"]
+    for name in names:
+        store.create(name, b"12345")
+        os.utime(tmp_path / "cache" / name, (1000, 1000))
+    days = round((time.time() - 1000) / 86400, 1)
+    told = cache("gc", location, "--max-age", "5d", "--dry-run")
+    assert told.stdout.splitlines()[:2] == [
+        f"  {names[0]}: 5 B, {days} days old",
+        f"  {names[1]}: 5 B, a collector left it {days} days ago",
+    ]
+    assert "2 of 2 other objects would be deleted, 10 B" in told.stdout
+    facts = gc(location, "--max-age", "5d")
+    assert [(one["name"], one["fate"]) for one in facts["swept"]] == [
+        (names[0], "deleted"),
+        (names[1], "deleted"),
+    ]
+    assert [stat.name for stat in store.list("")] == [NAMES[0], names[2]]
 
 
 @pytest.mark.parametrize(
@@ -227,6 +350,55 @@ def test_pin_by_the_beginning_of_a_key_keeps_it_until_unpin(location: str, run_d
     assert left(store) == []
 
 
+def test_unpin_of_an_entry_that_is_gone_takes_its_pin(location: str, run_dir: str) -> None:
+    store = open_store(location)
+    for index in (0, 1):
+        pin(store, NAMES[index], BY_KEY, PinFacts("me", 1.0))
+    at = ["--location", location]
+    unclear = cache("unpin", "jit_step", *at)
+    assert unclear.exit_code == 2
+    assert unclear.stderr == (
+        f"hotstart: 'jit_step' may be any of 2 pins by key: {KEYS[0]}, {KEYS[1]}; give more\n"
+    )
+    assert cache("unpin", KEYS[0][:12], *at).stdout == f"{location}: 1 unpinned\n"
+    assert cache("unpin", NAMES[1], *at).stdout == f"{location}: 1 unpinned\n"
+    assert list(store.list("pins/")) == []
+
+
+def test_unpin_of_what_is_neither_there_nor_pinned_names_what_is_pinned(
+    tmp_path: Path, run_dir: str
+) -> None:
+    location = str(tmp_path / "cache")
+    pin(open_store(location), NAMES[0], BY_KEY, PinFacts("me", 1.0))
+    refused = cache("unpin", "jit_stop", "--location", location)
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"hotstart: no entry 'jit_stop': {location} has none at all; pinned by key are: {KEYS[0]}\n"
+    )
+
+
+def test_unpin_of_a_run_that_is_gone_takes_its_pins_and_else_says_whose_there_are(
+    location: str, run_dir: str
+) -> None:
+    store = open_store(location)
+    pin(store, NAMES[0], source_of_run("lm-1"), PinFacts("me", 1.0))
+    at = ["--location", location]
+    other = cache("unpin", "--run", "lm-2", *at)
+    assert (other.exit_code, other.stdout) == (
+        0,
+        f"{location}: 0 unpinned of run lm-2\npins here are of: lm-1\n",
+    )
+    latest = cache("unpin", "--run", "latest", *at)
+    assert latest.exit_code == 2
+    assert latest.stderr.startswith("hotstart: no runs in ")
+    assert latest.stderr.endswith(f"; pins in {location} are of: lm-1\n")
+    record_run(run_dir, "lm-1", "/other", [KEYS[0]], state="done")  # its entry is gone
+    assert cache("unpin", "--run", "latest", *at).stdout == (
+        f"{location}: 1 unpinned of run lm-1\n"
+    )
+    assert list(store.list("pins/")) == []
+
+
 def test_pin_of_a_run_and_of_a_key_are_two(location: str, run_dir: str) -> None:
     store = open_store(location)
     fill(store, 0, 1, 2)
@@ -239,6 +411,7 @@ def test_pin_of_a_run_and_of_a_key_are_two(location: str, run_dir: str) -> None:
         "pinned": NAMES[:2],
         "new": 2,
         "gone": [],
+        "unsure": {},
         "absent": [NAMES[5]],
     }
     assert done.exit_code == 1
@@ -247,6 +420,22 @@ def test_pin_of_a_run_and_of_a_key_are_two(location: str, run_dir: str) -> None:
     assert unpinned.stdout == f"{location}: 2 unpinned of run lm-1\n"
     gc(location, "--max-size", "1")
     assert left(store) == [NAMES[0]]
+
+
+def test_pin_says_what_a_collector_was_about_to_delete_and_left_in_part(
+    location: str, run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotstart.cache.announcements.WAIT_S", 0.0)
+    store = open_store(location)
+    store.create(NAMES[0], b"bad, and its replacement has been deleted")
+    fill(store, 1)
+    said = {"who": "her@there", "names": NAMES[:2]}
+    store.create(f"{COLLECTIONS}dead", json.dumps(said).encode())
+    pinned = cache("pin", KEYS[0], KEYS[1], "--location", location)
+    assert pinned.exit_code == 1
+    assert pinned.stdout == (
+        f"{location}: 1 pinned, 0 of them before\n  {NAMES[0]}: gone meanwhile, and not pinned\n"
+    )
 
 
 @pytest.mark.parametrize(

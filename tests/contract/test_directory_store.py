@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from hotstart.cache.directory import STALE_AFTER_S, DirectoryStore
 from hotstart.cache.entry import entry_name
 from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
-from hotstart.cache.eviction import eviction_order, is_entry
+from hotstart.cache.eviction import eviction_order, is_entry, pin_folder
 from hotstart.cache.folders import locked
 from hotstart.cache.store import ObjectStat
 
@@ -529,3 +530,36 @@ def test_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
 def test_max_size_below_one_raises_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_size_bytes is 0"):
         DirectoryStore(tmp_path, max_size_bytes=0)
+
+
+def test_eviction_leaves_what_was_pinned_after_it_had_looked_at_the_pins(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store", max_size_bytes=200)
+    for at_s, label in enumerate("ab"):
+        store.create(entry(label), b"x" * 100)
+        used_at(tmp_path / "store", label, at_s)
+    bound = store._bound
+    assert bound is not None
+    look = bound._list_pins
+
+    def look_and_pin() -> list[ObjectStat]:
+        seen = list(look())
+        store.create(f"{pin_folder(entry('a'))}key", b"")
+        return seen
+
+    bound._list_pins = look_and_pin
+    store.create(entry("c"), b"x" * 100)
+    left = [stat.name for stat in store.list("entries/")]
+    assert sorted(left) == sorted([entry("a"), entry("c")])
+
+
+def test_await_evictions_blocks_while_an_eviction_removes(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    store.await_evictions()  # there has been none
+    store.create("entries/v1/one", b"")
+    waited = threading.Thread(target=store.await_evictions)
+    with locked(tmp_path / "store" / ".hotstart" / "removal.lock"):
+        waited.start()
+        waited.join(0.2)
+        assert waited.is_alive()
+    waited.join(10)
+    assert not waited.is_alive()

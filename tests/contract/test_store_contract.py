@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hotstart.cache.announcements import Renewing
 from hotstart.cache.errors import StoreMissing
 from hotstart.cache.store import Store, open_store
 
@@ -228,3 +229,18 @@ def test_missing_bucket_raises_store_missing_from_every_call(bucket: str, call: 
 
     with pytest.raises(StoreMissing, match=f"{bucket}-of-nobody"):
         calls[call]()
+
+
+def test_renew_gives_another_generation_and_leaves_the_bytes(store: Store) -> None:
+    assert isinstance(store, Renewing)
+    assert not store.renew("entries/v1/none", 1)
+    store.create("entries/v1/one", b"bytes")
+    before = store.stat("entries/v1/one")
+    assert before is not None
+    assert store.renew(before.name, before.generation)
+    after = store.stat(before.name)
+    assert after is not None and after.generation != before.generation
+    assert not store.renew(before.name, before.generation)
+    assert not store.delete(before.name, before.generation)
+    assert store.get(before.name) == b"bytes"
+    assert store.delete(after.name, after.generation)

@@ -67,11 +67,14 @@ def test_cache_of_a_live_run_is_kept_and_its_bundle_starts_another_place_warm(he
     assert exported["entries"] == len(entries(ours))
     collected = cache(here, "gc", str(ours), "--max-size", "1")
     assert (collected["deleted"], collected["live_runs"]) == (exported["entries"], [])
-    assert cache(here, "import", str(bundle), str(theirs))["new"] == exported["entries"]
+    imported = cache(here, "import", str(bundle), str(theirs))
+    assert (imported["new"], imported["manifests"]["new"]) == (exported["entries"], 1)
 
     again = here.launch("job.yaml", f"cache.location={theirs}", "--json")
     assert again.exit_code == 0, again.shown
     counted = [worker["cache"] for worker in again.report["attempts"][-1]["workers"]]
     assert [one["compiled"] for one in counted] == [0, 0]
+    # The launch found the bundle's manifest: else it had left one of its own beside it.
+    assert len(list((theirs / "manifests" / "v1").iterdir())) == 1
     shown = cache(here, "show", "jit_", "--location", str(theirs))
     assert sorted(one["run"] for one in shown["asked_for_by"]) == sorted(here.run_names())

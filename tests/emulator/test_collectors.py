@@ -1,4 +1,4 @@
-"""Two collectors at once, which want all of it, against processes that use the cache."""
+"""Two collectors at once, which want all of it, against processes that use or keep entries."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hotstart.cache.announcements import COLLECTIONS
 from hotstart.cache.entry import EntryMeta, encode, entry_name
 from hotstart.cache.pins import BY_KEY, PinFacts, pin
 from hotstart.cache.store import open_store
@@ -43,6 +44,8 @@ def test_collectors_at_once_lose_nothing_kept_and_readers_see_misses_alone(
         ["use", 40, "1"],
         ["use", 40, "2"],
         ["watch", 20, *PINNED, *NEEDED],
+        ["pin", 3],
+        ["restart", 3, str(tmp_path / "runs")],
     ]
     processes = [
         subprocess.Popen(
@@ -64,10 +67,13 @@ def test_collectors_at_once_lose_nothing_kept_and_readers_see_misses_alone(
         for process in processes:
             process.kill()
             process.communicate()
-    collected, used, [watched] = told[:2], told[2:4], told[4:]
+    collected, used, [watched], kept = told[:2], told[2:4], told[4:5], told[5:]
     assert [one["problems"] for one in collected + used] == [[], [], [], []]
     assert [one["errors"] for one in used] == [0, 0]
     assert watched["missing"] == []
+    assert [one["problems"] for one in kept] == [[], []]
+    assert all(one["kept"] > 0 for one in kept)
+    assert list(store.list(COLLECTIONS)) == []
     assert sum(one["deleted"] for one in collected) > 0
     assert all(one["misses"] > 0 for one in used)
 

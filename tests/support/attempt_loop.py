@@ -9,7 +9,7 @@ from typing import Any
 
 from hotstart.cache.config import CacheConfig
 from hotstart.launcher.ahead import Answers
-from hotstart.launcher.attempts import AttemptLoop, LoopSettings
+from hotstart.launcher.attempts import AttemptLoop, LoopSettings, Warm
 from hotstart.launcher.outcome import (
     AgentLost,
     Budgets,
@@ -229,6 +229,7 @@ class Bench:
         self.clock = FakeClock()
         self.placed = 0
         self.plan = plan
+        self.has_checkpoint: Callable[[], bool] = lambda: False
         self.is_interrupted: Callable[[], bool] = lambda: False
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
@@ -238,6 +239,7 @@ class Bench:
         preemptions: int = 3,
         backoff_s: float = 0.0,
         refill_after_s: float | None = None,
+        warm: Warm | None = None,
     ) -> GiveUp:
         settings = LoopSettings(
             Budgets(failures, preemptions),
@@ -245,6 +247,8 @@ class Bench:
             stop_s=3.0,
             cache_facts={"a": 1},
             refill_after_s=refill_after_s,
+            warm=warm,
+            has_checkpoint=lambda: self.has_checkpoint(),
         )
         loop = AttemptLoop(
             settings,

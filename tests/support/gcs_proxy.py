@@ -2,8 +2,8 @@
 
 It runs as a process of its own, so a slow test does not slow it: `gcs_proxy(emulator.url)`.
 Every request waits one round trip, the first one of a connection two (the handshake); bodies
-share a link of the given bandwidth in each direction. DELETE with `ifGenerationMatch` is checked
-here, because the emulator does not.
+share a link of the given bandwidth in each direction. DELETE and rewrites with `ifGenerationMatch`
+are checked here, because the emulator does not.
 """
 
 from __future__ import annotations
@@ -262,9 +262,9 @@ class _Proxy:
         if kind == "reset":
             _cut(request)
             return web.Response(status=500)
-        guard = self._deletes if request.method == "DELETE" else contextlib.nullcontext()
+        guard = self._deletes if _is_checked_here(request) else contextlib.nullcontext()
         async with guard:
-            if await self._is_stale_delete(request):
+            if await self._is_stale(request):
                 exchange.status = 412
                 return web.Response(status=412, text="conditionNotMet")
             async with self._session.request(
@@ -331,13 +331,18 @@ class _Proxy:
                 if kind == "trickle_upload":
                     await asyncio.sleep(len(piece) / _TRICKLE_BYTES_PER_S)
 
-    async def _is_stale_delete(self, request: web.Request) -> bool:
+    async def _is_stale(self, request: web.Request) -> bool:
         expected = request.query.get("ifGenerationMatch")
-        if request.method != "DELETE" or expected is None:
+        if expected is None or not _is_checked_here(request):
             return False
-        url = URL(self._target + request.raw_path.partition("?")[0], encoded=True)
+        path = request.raw_path.partition("?")[0].partition("/rewriteTo/")[0]
+        url = URL(self._target + path, encoded=True)
         async with self._session.get(url) as answer:
             return answer.status == 200 and (await answer.json())["generation"] != expected
+
+
+def _is_checked_here(request: web.Request) -> bool:
+    return request.method == "DELETE" or "/rewriteTo/" in request.raw_path
 
 
 class _Exchange:

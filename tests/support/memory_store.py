@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hotstart.cache.store import ObjectStat, check_name
 
@@ -42,6 +43,15 @@ class MemoryStore:
             if found is None or found[1].generation != generation:
                 return False
             del self._objects[name]
+            return True
+
+    def renew(self, name: str, generation: int) -> bool:
+        with self._lock:
+            found = self._objects.get(check_name(name))
+            if found is None or found[1].generation != generation:
+                return False
+            data, stat = found
+            self._objects[name] = (data, replace(stat, generation=next(self._generations)))
             return True
 
     def list(self, prefix: str) -> Iterator[ObjectStat]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hotstart.cache.config import CacheConfig
+from hotstart.launcher.attempts import Warm
 from hotstart.launcher.errors import ExitCode, HostFailed
 from hotstart.launcher.outcome import (
     Budgets,
@@ -31,6 +32,7 @@ from tests.support.attempt_loop import (
     FakeAhead,
     FakeGang,
     Script,
+    Told,
     ended,
     lost_agent,
     plan,
@@ -613,3 +615,73 @@ def test_loop_places_anew_at_a_restart_where_the_gang_could_grow() -> None:
     starts = [attempt.start for attempt in bench.record.attempts()]
     assert [start["host_count"] for start in starts] == [1, 2]
     assert [start["workers"] for start in starts] == [{"min": 1, "max": 4}] * 2
+
+
+STEPPED = [FirstStep(0, {}), FirstStep(1, {})]
+
+
+def left_with(*codes: int) -> list[Event]:
+    return [replace(ended(i, code), left=code == 0) for i, code in enumerate(codes)]
+
+
+def saves(*codes: int) -> Script:
+    """An attempt whose workers do a step, are asked to save, and leave with these exit codes."""
+    return Script([STEPPED, [StopPoint(0, 3), StopPoint(1, 3)], left_with(*codes)])
+
+
+@pytest.mark.parametrize("codes", [(0, 0), (0, 143)])
+def test_warm_asks_for_a_checkpoint_and_starts_from_it_once_more(codes: tuple[int, int]) -> None:
+    bench = Bench(saves(*codes), Script([STEPPED], last_words=[stopped(0), stopped(1)]))
+    bench.has_checkpoint = lambda: ("gang 1", "finish") in bench.calls
+    assert bench.run(warm=Warm(save_s=40.0)) == GiveUp(
+        ExitCode.DONE, "warm for a fresh start and for one that restores a checkpoint"
+    )
+    assert bench.outcomes() == ["done", "done"]
+    assert told(bench) == [{"hold_s": 20.0, "turn": 1}, {"stop_at": 4, "turn": 1}]
+    assert bench.told.lines == [
+        "attempt 1",
+        "attempt 1: all workers have done a step; they are asked to save a checkpoint and leave, "
+        "for a start that restores it to be warmed too: 40 s at most",
+        "attempt 2",
+    ]
+    assert bench.record.attempts()[0].end["preemption"] == []  # type: ignore[index]
+
+
+def test_warm_of_a_script_that_has_saved_by_its_first_step_asks_for_nothing() -> None:
+    step = Script([STEPPED], last_words=[stopped(0), stopped(1)])
+    bench = Bench(step, step)
+    bench.has_checkpoint = lambda: True
+    assert bench.run(warm=Warm()).reason.startswith("warm for a fresh start and for one that")
+    assert told(bench) == []
+
+
+def test_warm_of_a_script_that_does_not_listen_ends_in_time_and_says_so() -> None:
+    outputs = [[Output(0, [f"step {number}"])] for number in range(40)]
+    bench = Bench(Script([STEPPED, *outputs], last_words=[stopped(0), stopped(1)]))
+
+    class Slow(Told):
+        def output(self, output: Output) -> None:
+            bench.clock.sleep(2.0)
+
+    bench.told = Slow()
+    assert bench.run(warm=Warm(save_s=40.0)).reason == (
+        "warm for a fresh start alone: the script made no checkpoint in its run's checkpoint "
+        "folder within 40 s of its first step, so what a restored start asks for is not known"
+    )
+    assert bench.clock.slept_s <= 40.0
+    assert ("gang 1", "stop", 3.0, True) in bench.calls
+
+
+def test_warm_for_fresh_starts_alone_is_one_attempt() -> None:
+    bench = Bench(Script([STEPPED], last_words=[stopped(0), stopped(1)]))
+    bench.has_checkpoint = lambda: True
+    assert bench.run(warm=Warm(restored=False)) == GiveUp(
+        ExitCode.DONE, "warm for a fresh start alone, as was asked for"
+    )
+    assert told(bench) == []
+
+
+def test_warm_of_a_script_that_fails_to_save_is_a_failure() -> None:
+    bench = Bench(replace(saves(0, 1), last_words=[]))
+    assert bench.run(failures=0, warm=Warm()).exit_code == ExitCode.JOB_FAILED
+    assert bench.outcomes() == ["failed"]
