@@ -46,6 +46,7 @@ _TIME = (
     "hotstart.launcher.attempt_writer",
     "hotstart.launcher.attempts",
     "hotstart.launcher.beats",
+    "hotstart.launcher.coordinator_link",
     "hotstart.launcher.ownership",
 )
 _UUID = ("hotstart.cache.leases", "hotstart.cache.lease_view")

@@ -24,7 +24,7 @@ from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preemption import PreemptionNotice
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.store_check import check_readable
-from hotstart.launcher.workers import LEFT_OUT, Output, Unowned
+from hotstart.launcher.workers import LEFT_OUT, OnItsOwn, Output, Unowned
 from tests.support.launch import await_true, is_running
 
 pytestmark = pytest.mark.unit
@@ -268,3 +268,16 @@ def test_agent_that_got_sigterm_says_so_once_to_each_attempt(agent: Agent, tmp_p
     agent.stop(0.0, ask=False)
     agent.start(replace(attempt, attempt=2), (0,), 0.0)
     assert notices()[-1] == (2, notice)
+
+
+@pytest.mark.parametrize(
+    ("platform", "attempt", "events"),
+    [("gpu", 1, [OnItsOwn(socket.gethostname())]), ("gpu", 0, []), ("cpu", 1, [])],
+)
+def test_agent_on_its_own_says_so_on_gpu_only(
+    agent: Agent, tmp_path: Path, platform: str, attempt: int, events: list[object]
+) -> None:
+    started = replace(plan(sleeper(tmp_path), str(tmp_path)), platform=platform)
+    agent.start(started, (), 0.0)
+    agent._on_its_own(attempt)
+    assert take_all(agent._queue) == events
