@@ -57,7 +57,7 @@ def main() -> None:
     garbage = HeldBack()
     channel = Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_FD))))
     messages = iter(channel)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    _log_apart()
     message = next(messages)
     stood_by = "standby" in message
     if order := message.get("standby") or message.get("early"):
@@ -111,6 +111,18 @@ def main() -> None:
         channel.send({"over": True})
         notice.ended(progress.last_step, failed=failed)
         _end(progress, failed=failed)
+
+
+def _log_apart() -> None:
+    """Write hotstart's own messages to stderr, and leave the root logger as Python does.
+
+    `logging.basicConfig` of the program does nothing where the root logger has a handler.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    own = logging.getLogger("hotstart")
+    own.addHandler(handler)
+    own.propagate = False  # not once more by the program's handlers
 
 
 def _flush_and_end() -> None:

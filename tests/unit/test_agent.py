@@ -72,6 +72,16 @@ def take_all(queue: EventQueue) -> list[object]:
     return found
 
 
+def lines_to_the_end(agent: Agent) -> list[str]:
+    """What its workers write until the first one has ended."""
+    cursor, seen = 0, []
+    while not any(isinstance(event, WorkerExit) for event in seen):
+        batch = agent.events(cursor)
+        cursor = batch.next_cursor
+        seen += [event for _, event in batch.events]
+    return [line for event in seen if isinstance(event, Output) for line in event.lines]
+
+
 def test_event_queue_full_of_output_makes_the_worker_wait_and_lets_its_end_pass() -> None:
     queue = EventQueue(limit_bytes=1_000_000)
     put = []
@@ -199,12 +209,7 @@ def test_agent_worker_that_ends_takes_what_it_started_in_another_session(
     )
     program = Program(str(script), None, (), (), str(tmp_path))
     agent.start(plan(program, str(tmp_path)), (0,), 0.0)
-    cursor, seen = 0, []
-    while not any(isinstance(event, WorkerExit) for event in seen):
-        batch = agent.events(cursor)
-        cursor = batch.next_cursor
-        seen += [event for _, event in batch.events]
-    lines = [line for event in seen if isinstance(event, Output) for line in event.lines]
+    lines = lines_to_the_end(agent)
     [child] = [int(line.split()[1]) for line in lines if line.startswith("child ")]
     await_true(lambda: not is_running(child), 2)
 
@@ -230,6 +235,26 @@ def test_agent_of_a_driver_that_polls_no_more_ends_its_workers_within_the_one_bo
 
     assert worker.wait(time.monotonic() + 5.0)
     assert (1, Unowned(socket.gethostname())) in agent.events(0).events
+
+
+def test_worker_leaves_logging_to_its_program_and_says_its_own_once(
+    agent: Agent, tmp_path: Path
+) -> None:
+    script = tmp_path / "logs.py"
+    script.write_text(
+        "import logging, sys\n"
+        "logging.getLogger('library').warning('before')\n"
+        "logging.basicConfig(level='INFO', format='mine: %(message)s', stream=sys.stdout)\n"
+        "logging.getLogger('library').info('after')\n"
+        "logging.getLogger('hotstart.cache').warning('of hotstart')\n"
+    )
+    program = Program(str(script), None, (), (), str(tmp_path))
+    agent.start(plan(program, str(tmp_path)), (0,), 0.0)
+    assert sorted(lines_to_the_end(agent)) == [
+        "WARNING hotstart.cache: of hotstart",
+        "before",
+        "mine: after",
+    ]
 
 
 @pytest.mark.parametrize("readable", [True, False])
