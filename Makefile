@@ -17,9 +17,13 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python examples/demo.py
 
-# Fast ones first; a failure there saves the wait for the slow ones.
+# Fast ones first; a failure there saves the wait for the slow ones. Those wait more than they
+# compute, so more of them than there are cores run at once, a file each: they pick free ports and
+# folders of their own. `make test JOBS=0` runs one after another.
+JOBS ?= 3
 test: install
-	$(BIN)/python -m pytest -q tests/unit tests/fuzz tests/contract tests/emulator tests/multiprocess tests/simulation tests/chaos tests/e2e
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/unit tests/fuzz tests/contract tests/emulator
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/multiprocess tests/simulation tests/chaos tests/e2e
 
 # Campaigns of faults, each with its seed; each writes its row of build/chaos.json. Over an hour.
 chaos: install
@@ -31,7 +35,7 @@ chaos: install
 
 # What touches JAX's internals, for the other ends of the supported range.
 internals: install
-	$(BIN)/python -m pytest -q -m internals
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m internals
 
 # What it costs and saves, against rivals measured in turn: more than an hour, alone on the machine.
 # `make bench ROWS="restart put_large"` measures these rows and keeps the others.

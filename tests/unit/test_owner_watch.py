@@ -15,6 +15,7 @@ from hotstart.launcher.ownership import OWNER_TTL_S, take_ownership
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import OnItsOwn, Unowned
+from tests.support.attempt_loop import Told
 from tests.support.launch import await_true
 
 pytestmark = pytest.mark.unit
@@ -197,7 +198,7 @@ def followed(gang: Gang, doubt, interrupted: bool = False):
     plan = AttemptPlan("lm-1", 1, 1, "", False, 1.0, program, None)
     keep = Keep(lambda r: None, lambda s, d: None, lambda s: "")
     following = Following(
-        gang, plan, 0.0, keep=keep, watcher=None, is_interrupted=lambda: interrupted,
+        gang, plan, 0.0, keep=keep, watcher=Told(), is_interrupted=lambda: interrupted,
         doubt=doubt, stop_s=7.0,
     )  # fmt: skip
     return following.to_the_end().outcome
