@@ -46,7 +46,7 @@ from hotstart.launcher.preflight import (
 )
 from hotstart.launcher.standby_pool import StandbyPool, import_order
 from hotstart.launcher.store_check import check_readable
-from hotstart.launcher.workers import Event, Unowned, WorkerProcess
+from hotstart.launcher.workers import Event, OnItsOwn, Unowned, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Agent:
         self._standbys = StandbyPool(self._spawn)
         self._watch = HostWatch()
         self._heard_of: dict[int, WorkerProcess] = {}
-        self.cache = AgentCache(ip)
+        self.cache = AgentCache(ip, self._on_its_own)
         self._keyring: Keyring | None = None
         self._shipper: LogShipper | None = None
         self._owner = OwnerWatch(self._owner_lost)
@@ -303,6 +303,12 @@ class Agent:
         if isinstance(event, WorkerExit):
             self._standbys.attempt_is_over()
             self.cache.gone(event.process_index, attempt)
+
+    def _on_its_own(self, attempt: int) -> None:
+        """This host compiles what its gang may compile too; on GPU the attempt is to end then."""
+        plan = self._attempt
+        if plan is not None and plan.attempt == attempt and plan.platform == "gpu":
+            self._emit(attempt, OnItsOwn(socket.gethostname()))
 
     def _notice_host(self, left_s: float | None, detail: str) -> None:
         """This host is about to go; told to the attempt that runs, or to the next one."""

@@ -51,8 +51,12 @@ class Seat:
 class AgentCache:
     """Safe among threads. Only `open`, `check` and `flush` block; the others wait for `open`."""
 
-    def __init__(self, ip: str) -> None:
+    def __init__(self, ip: str, on_its_own: Callable[[int], None] = lambda attempt: None) -> None:
+        """`on_its_own` gets an attempt in which this host has lost the coordinator, and compiles
+        what the rest of its gang may compile too.
+        """
         self._ip = ip
+        self._on_its_own = on_its_own
         self._opened = threading.Event()
         self._lock = threading.Lock()
         self._coordinator: Coordinator | None = None
@@ -235,7 +239,9 @@ class AgentCache:
         leases = None
         if config.mode == "read-write":
             leases = StoreLeases(far or near, on_error=self._note_lease_error)
-        self._upstream = Upstream(self._store, self._seat.host, peers, leases)
+        self._upstream = Upstream(
+            self._store, self._seat.host, peers, leases, on_compile=self._compiles
+        )
         self._host = HostCache(self._store, self._upstream)
         self._connect()
         threading.Thread(target=self._prepare, name="hotstart-prepare", daemon=True).start()
@@ -277,12 +283,24 @@ class AgentCache:
         ip, port, token = seat.coordinator
         try:
             self._link = CoordinatorLink(
-                (ip, port), token, seat.host, self._upstream.answered, self._upstream.lost
+                (ip, port), token, seat.host, self._upstream.answered, self._lost
             )
         except OSError as error:
+            self._link = None
             logger.warning("no coordinator: %s; this host resolves on its own", error)
             return
         self._upstream.connect(self._link)
+
+    def _lost(self) -> None:
+        """The coordinator is lost; what is compiled here now the others will compile too."""
+        assert self._upstream is not None
+        self._upstream.lost()
+        if self._host is not None and self._host.is_compiling:
+            self._compiles()
+
+    def _compiles(self) -> None:
+        if self._link is not None and self._link.lost and self._begun is not None:
+            self._on_its_own(self._begun)
 
     def _tell_plan(self, worker: int, number: int) -> None:
         with self._lock:

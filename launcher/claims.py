@@ -21,7 +21,9 @@ every chain of waiting has length one.
 What bounds a wait is the holder's liveness, not a deadline (a compilation may take an hour): it
 ends by `publish`, `unstored`, `release`, or `absent` where it would not compile; for a holder
 that died, by `gone` or `begin`. Each of these answers the waiters or grants the lease to the
-first of them, who is alive.
+first of them, who is alive. A holder whose connection has ended counts as alive for a time, in
+which it comes back without waiting for anybody (`coordinator_session.py`): so may the first of the
+waiters, to whom the lease is granted.
 
 Failure to read is a matter of the claim that failed: others may well reach what it did not, and
 are not to be sent compiling. Only where nothing is left to it is the entry replaced.

@@ -1,7 +1,6 @@
 """Messages between the coordinator and its agents: JSON arrays, one a line, over TCP.
 
     agent                                                   coordinator
-    ["hello", token, member]               first            ["welcome"]
     ["begin", attempt]
     ["claims", [[request, key], ...]]                       [request, "found", digest, size_bytes,
     ["claims", [[request, key, options], ...]]                  [source, ...], in_store]
@@ -16,6 +15,8 @@
 Digests are in hex, `replaces` is one or null. `options` holds what differs from a plain claim:
 `have: [digest, size_bytes]`, `failed: [member, ...]`, `failed_digest`, `may_compile: false`.
 A member numbers its requests; an answer carries the number back. Answers come in any order.
+How a connection begins and ends, and what becomes of these messages when it does so in the middle,
+is drawn in `coordinator_session.py`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from hotstart.launcher.preemption import (
 from hotstart.launcher.preflight import Preflight, WorkerFacts, stages_before_user_code
 from hotstart.launcher.progress import IN_USER_CODE
 from hotstart.launcher.watchdog import GangWatch, Stillness
-from hotstart.launcher.workers import Event, FirstStep, Output, Reached, Unowned
+from hotstart.launcher.workers import Event, FirstStep, OnItsOwn, Output, Reached, Unowned
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ class Following:
         self._is_interrupted = is_interrupted
         self._doubt = doubt
         self._ended_by = ""  # the host of an agent that did not hear from this driver
+        self._on_its_own = ""  # a host that is not to be
         self._stop_s = stop_s
         self._exit_codes = exit_codes
         self._clock = clock
@@ -168,7 +169,9 @@ class Following:
             judged = self._refused() or self._unowned()
             outcome = judged or self._classified()
             if outcome is None:
-                outcome = judged = self._overdue() or self._warmed() or self._hung()
+                outcome = judged = (
+                    self._overdue() or self._warmed() or self._hung() or self._split()
+                )
         ended_at = self._clock()
         if outcome.kind != "done" or judged is not None:
             # Who is asked may write a checkpoint, which may be another driver's to write by now.
@@ -214,6 +217,8 @@ class Following:
                 self._watcher.output(event)
             case Unowned():
                 self._ended_by = event.host
+            case OnItsOwn():
+                self._on_its_own = event.host
             case Reached():
                 self._watcher.reached(event)
                 self._runs(event)
@@ -320,6 +325,15 @@ class Following:
         if stacks:
             reason = f"{reason}; what each worker was doing: {self._keep.hung(stacks)}"
         return Outcome("failed", reason, hang.process_index)
+
+    def _split(self) -> Outcome | None:
+        if not self._on_its_own:
+            return None
+        reason = (
+            f"{self._on_its_own} has lost the coordinator and compiles by itself: on GPU two "
+            "executables of one program can wait for each other for ever"
+        )
+        return Outcome("failed", reason, None)
 
 
 def _explains(last: Outcome, judged: Outcome) -> bool:

@@ -1,4 +1,7 @@
-"""A host's side of its conversation with the coordinator, over attempts and lost connections.
+"""A host's side of its conversation with the coordinator, over attempts and lost links.
+
+A link is lost when it could not connect again; until then its questions wait in it, and nothing
+here knows of its connections (`coordinator_session.py`).
 
 Each attempt is a *term*. What belongs to an older term is void: it sends nothing any more, so
 that no claim of a worker that has ended follows the `begin` that voids its claims.

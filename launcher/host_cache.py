@@ -10,9 +10,11 @@ brings is in the node directory when a worker asks.
 
 No cycle of waiting can form: whoever waits here waits for the holder of the same key's lease, one
 level further at most, and a holder waits for nobody. What bounds each wait: inside the host the
-worker's life (`gone`, `begin`), among hosts the agent's (the coordinator sees its connection
-end), between clusters the beat of a lease in the store; reads from store and peers have
-deadlines. Where the coordinator is lost, every host goes on alike with its own claims alone.
+worker's life (`gone`, `begin`), among hosts the agent's (the coordinator sees its connection end,
+and gives it a time to come back), between clusters the beat of a lease in the store; reads from
+store and peers have deadlines. Who waits for the coordinator over a link whose connection has
+ended waits until that is noticed and for the time to connect again at most
+(`coordinator_session.py`). Where the coordinator is lost the host goes on with its own claims.
 """
 
 from __future__ import annotations
@@ -101,6 +103,12 @@ class HostCache:
             if fresh:
                 self._upstream.begin(attempt)
         self._deliver(replies)  # but for those that have been voided after it
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a worker compiles under this host's lease."""
+        with self._lock:
+            return bool(self._compiling)
 
     def gone(self, worker: int, attempt: int | None = None) -> None:
         """A worker, of `attempt` where given, has ended; who waits for what it held gets it."""

@@ -8,7 +8,8 @@
                                  Absent                                         -> Nothing
 
 A host that is alone in its gang has no coordinator and begins at the store. One that has lost it
-goes on in the same way, as every other host then does.
+goes on in the same way for the rest of the attempt: all hosts do where the coordinator is gone; one
+does by itself where its own way there has been closed for longer than `RECONNECT_S`.
 
 What waits for the coordinator holds no thread. What waits for another cluster holds one of
 `_THREADS`, and ends with the attempt. Ending leases and publishing have threads of their own, so
@@ -63,16 +64,19 @@ class Upstream:
         leases: StoreLeases | None = None,
         *,
         make_pool: Callable[[int, str], Executor] = ThreadPoolExecutor,
+        on_compile: Callable[[], None] = lambda: None,
     ) -> None:
         """`peers` fetches an entry's bytes from another host, blocks, and may raise anything.
 
         `leases` are between clusters, ended by `close`; None where none are to be taken.
-        `make_pool` takes the number of threads and a name.
+        `make_pool` takes the number of threads and a name. `on_compile` is called before a worker
+        is told to compile.
         """
         self._store = store
         self._host = host
         self._leases = leases
         self._sources = Sources(store, peers, leases)
+        self._on_compile = on_compile
         self._gang = GangLink()
         self._pool = make_pool(_THREADS, "hotstart-resolve")
         self._settling = make_pool(_OTHER_THREADS, "hotstart-settle")
@@ -145,7 +149,7 @@ class Upstream:
         self._gang.answered(number, answer)
 
     def lost(self) -> None:
-        """The coordinator is lost: every host goes on without it."""
+        """The coordinator is lost: this host goes on without it."""
         if self._gang.lost():
             logger.warning("the coordinator is lost; this host resolves on its own")
 
@@ -179,6 +183,8 @@ class Upstream:
                 outcome = Alone()
             if outcome is None:
                 return
+            if isinstance(outcome, MayCompile | Alone) and not self._is_void(task):
+                self._on_compile()
             wanted = not self._is_void(task) and task.then(outcome)
             if not wanted and isinstance(outcome, MayCompile):
                 self._release(task, store_lease=outcome.store_lease)

@@ -73,11 +73,19 @@ class Unowned:
     host: str
 
 
+@dataclass(frozen=True)
+class OnItsOwn:
+    """This host has lost the coordinator, and compiles what its gang may compile too."""
+
+    host: str
+
+
 Event = (
     Output
     | FirstStep
     | Reached
     | Unowned
+    | OnItsOwn
     | WorkerExit
     | WorkerFacts
     | Stillness

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hotstart.launcher.coordinator import Coordinator
+from hotstart.launcher.coordinator_session import TELL_EVERY
 
 TARGET_PER_S = 5000.0
 TARGET_P99_MS = 50.0
@@ -186,8 +187,8 @@ class _Echo(asyncio.Protocol):
         if data.startswith(_CLAIM):
             number = data[len(_CLAIM) : data.index(b",", len(_CLAIM))]
             self._transport.write(b'[%b,"unstored"]\n' % number)
-        else:
-            self._transport.write(b'["welcome"]\n')
+        elif data.startswith(b'["hello"'):
+            self._transport.write(b'["welcome",1]\n')
 
 
 def _peak_mb() -> float:
@@ -283,6 +284,7 @@ class _Agent(asyncio.Protocol):
         self._shared = shared
         self._hello = json.dumps(["hello", token, member]).encode() + b"\n"
         self._rest = b""
+        self._taken = 0
         self._due: deque[float] = deque()  # the first one is open
         self._next = 0
         self._sent_at = 0.0
@@ -305,10 +307,13 @@ class _Agent(asyncio.Protocol):
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             answer = json.loads(line)
-            if answer == ["welcome"]:
+            if answer[0] == "welcome":
                 self.welcome.set_result(None)
-            else:
+            elif answer[0] != "taken":
                 self._answered(*answer)
+                self._taken += 1
+                if self._taken % TELL_EVERY == 0:
+                    self._transport.write(b'["taken",%d]\n' % self._taken)
 
     def _claim(self) -> None:
         self._sent_at = time.perf_counter()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import time
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.chaos
 
 _PIDFD_GETFD = 438
 PATIENCE_S = 60.0
+LONGEST_PAUSE_S = 3.0  # between two tries to connect again, and some more
 LOST = "the coordinator is lost; this host resolves on its own"
 TOTAL_AGAIN = pytest.approx(expected_total(attempts=2), abs=0.02)
 
@@ -28,11 +30,11 @@ def start(here: Site, two: Hosts, bucket: str) -> Launched:
     return here.start_launch("job.yaml", *options, env=two.environ)
 
 
-def coordinator_links(agent: int) -> list[tuple[int, int]]:
-    """The coordinator's ends of its connections: file descriptor and peer's port.
+def coordinator_port(agent: int) -> int:
+    """Where the coordinator in this process listens.
 
-    Its own host's agent is among those who have connected, so its port is the one at which this
-    process is connected to itself.
+    Its own host's agent is among those who have connected, so it is the port at which this process
+    is connected to itself.
     """
     found = psutil.Process(agent).net_connections("tcp")
     ports = {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN}
@@ -45,18 +47,37 @@ def coordinator_links(agent: int) -> list[tuple[int, int]]:
         and c.laddr.port not in ports
         and c.raddr.port in own
     }
-    return [
-        (c.fd, c.raddr.port)
-        for c in found
+    return port
+
+
+def coordinator_links(agent: int, port: int) -> dict[int, int]:
+    """The coordinator's ends of its connections: peer's port and file descriptor."""
+    return {
+        c.raddr.port: c.fd
+        for c in psutil.Process(agent).net_connections("tcp")
         if c.status == psutil.CONN_ESTABLISHED and c.laddr.port == port
-    ]
+    }
 
 
-def coordinator_links_or_none(agent: int) -> list[tuple[int, int]]:
-    try:
-        return coordinator_links(agent)
-    except ValueError:  # no connection to itself
-        return []
+def cut_all(agent: int, port: int) -> None:
+    """Cut both hosts' connections, once, and wait until they have made others."""
+    links = coordinator_links(agent, port)
+    assert len(links) == 2
+    for descriptor in links.values():
+        cut(agent, descriptor)
+    await_true(
+        lambda: len(coordinator_links(agent, port).keys() - links.keys()) == 2,
+        5.0,
+    )
+
+
+def lose_all(agent: int, port: int) -> None:
+    """Cut all connections until nobody makes another."""
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < LONGEST_PAUSE_S:
+        for descriptor in coordinator_links(agent, port).values():
+            cut(agent, descriptor)
+            quiet_since = time.monotonic()
 
 
 def cut(pid: int, descriptor: int) -> None:
@@ -80,16 +101,13 @@ def test_coordinator_lost_in_the_middle_all_hosts_go_on_and_the_next_attempt_has
         launched = start(here, two, bucket)
         launched.wait_for(r"^\[\d\] pausing middle", count=4)
         agent = pids_in(launched.output())[0].agent
-        links = coordinator_links(agent)
-        assert len(links) == 2
-        for descriptor, _ in links:
-            cut(agent, descriptor)
-        await_true(lambda: not coordinator_links_or_none(agent), 5.0)
+        port = coordinator_port(agent)
+        lose_all(agent, port)
         here.write("go-middle", "")
         launched.wait_for(r"^\[\d\] pausing end", count=4)
         os.kill(pids_in(launched.output())[3].worker, signal.SIGKILL)
         launched.wait_for(r"attempt 2 started")
-        await_true(lambda: len(coordinator_links_or_none(agent)) == 2, 10.0)
+        await_true(lambda: len(coordinator_links(agent, port)) == 2, 10.0)
         finished = launched.wait(PATIENCE_S)
         assert finished.exit_code == 0, finished.shown
         assert totals(finished.stderr) == [TOTAL_AGAIN] * 4
@@ -123,7 +141,7 @@ def test_agent_killed_in_the_middle_the_run_restarts_warm(
         here.assert_clean(5.0)
 
 
-def test_coordinator_lost_while_hosts_wait_for_it_nobody_compiles_twice(
+def test_links_cut_while_hosts_wait_are_made_again_and_nobody_compiles_twice(
     two: Hosts, proxy: GcsProxy, bucket: str
 ) -> None:
     two.empty()
@@ -132,16 +150,15 @@ def test_coordinator_lost_while_hosts_wait_for_it_nobody_compiles_twice(
         launched.wait_for(r"^\[\d\] pausing whole_2")
         launched.wait_for(r"^\[\d\] step 1", count=4)
         agent = pids_in(launched.output())[0].agent
-        for descriptor, _ in coordinator_links(agent):
-            cut(agent, descriptor)
-        await_true(lambda: not coordinator_links_or_none(agent), 5.0)
+        cut_all(agent, coordinator_port(agent))
         here.write("go-whole_2", "")
         finished = launched.wait(PATIENCE_S)
         assert finished.exit_code == 0, finished.shown
         assert totals(finished.stderr) == [TOTAL] * 4
         assert begun(finished.stderr) == dict.fromkeys(NAMES, 1), finished.shown
         [attempt] = finished.report["attempts"]
-        assert [host["warnings"] for host in attempt["hosts"]] == [[LOST]] * 2
+        assert [host["warnings"] for host in attempt["hosts"]] == [[]] * 2
+        assert sum(worker["cache"]["compiled"] for worker in attempt["workers"]) == len(NAMES)
         here.assert_clean(5.0)
 
 

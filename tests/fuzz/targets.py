@@ -22,7 +22,8 @@ from hotstart.conf.errors import ConfigError
 from hotstart.conf.load import job_from_yaml, job_to_yaml, load_job
 from hotstart.launcher.agent_cache import AgentCache, Seat
 from hotstart.launcher.channel import _parse
-from hotstart.launcher.coordinator import _Connection, _Desk
+from hotstart.launcher.coordinator import Connection
+from hotstart.launcher.coordinator_desk import Desk
 from hotstart.launcher.coordinator_wire import Malformed, answer_from_line
 from hotstart.launcher.errors import RecordDamaged
 from hotstart.launcher.identity import OwnerIdentity
@@ -151,26 +152,32 @@ def channel(data: bytes) -> None:
 
 
 def wire(data: bytes) -> None:
-    """Both ends of the coordinator's connection."""
-    desk = _Desk("token", 1.0)
-    connection = _Connection(desk)
-    connection._transport, connection._hello = _Transport(), _Timer()  # type: ignore[assignment]
-    connection._peer = ("192.0.2.1", 1)
-    if data[:1] != b"\0":
-        desk.opened(connection)
-        _receive(desk, connection, b'["hello","token",1]\n')
-    for start in range(0, len(data), 64):
-        if connection._transport.is_closing():
-            break
-        _receive(desk, connection, data[start : start + 64])
-    desk.closed(connection)
+    """Both ends of the coordinator's connections: one ends at each `_CUT`."""
+    desk = Desk("token", 1.0)
+    for number, part in enumerate(data.split(_CUT)):
+        connection = _connection(desk)
+        if number == 0 and part[:1] != b"\0":
+            _receive(connection, b'["hello","token",1]\n')
+        for start in range(0, len(part), 64):
+            if connection._transport.is_closing():
+                break
+            _receive(connection, part[start : start + 64])
+        desk.closed(connection, lambda *how: _Timer())  # type: ignore[arg-type, return-value]
     for line in data.split(b"\n"):
         with contextlib.suppress(Malformed):
             answer_from_line(line)
 
 
-def _receive(desk: _Desk, connection: _Connection, data: bytes) -> None:
-    desk.buffer[: len(data)] = data
+def _connection(desk: Desk) -> Connection:
+    connection = Connection(desk, memoryview(bytearray(64)), 1.0)
+    connection._transport, connection._hello = _Transport(), _Timer()  # type: ignore[assignment]
+    connection._peer = ("192.0.2.1", 1)
+    desk.opened(connection)
+    return connection
+
+
+def _receive(connection: Connection, data: bytes) -> None:
+    connection.get_buffer(-1)[: len(data)] = data
     connection.buffer_updated(len(data))
 
 
@@ -184,10 +191,12 @@ class _Transport:
     def abort(self) -> None:
         self._closing = True
 
+    close = abort
+
     def write(self, data: bytes) -> None:
         assert not data or data.endswith(b"\n")
         for line in data.splitlines():
-            if line != b'["welcome"]':
+            if not line.startswith((b'["welcome",', b'["resumed",', b'["refused",', b'["taken",')):
                 answer_from_line(line)
 
     def get_write_buffer_size(self) -> int:
@@ -284,9 +293,14 @@ _LINES = (
     ["unstored", KEY],
     ["release", KEY],
     ["stored", KEY, "ab"],
+    ["taken", 1],
+    ["bye"],
     [1, "found", "ab", 1, [0], True],
     [2, "granted", True, None],
 )
+
+
+_CUT = b"\1"
 
 
 def _lines(messages: tuple[Any, ...]) -> bytes:
@@ -317,5 +331,13 @@ TARGETS = {
     ),
     "manifest": Target(manifest, (_MANIFEST,), (b"1e400", b"NaN", b"-1", b"null", b"[[0, 3]]")),
     "channel": Target(channel, (_lines(_MESSAGES), *(_lines((m,)) for m in _MESSAGES))),
-    "wire": Target(wire, (_lines(_LINES), *(_lines((line,)) for line in _LINES))),
+    "wire": Target(
+        wire,
+        (
+            _lines(_LINES),
+            *(_lines((line,)) for line in _LINES),
+            _CUT.join((_lines(_LINES[:3]), _lines((["resume", "token", 1, 1, 1, 2], *_LINES[2:])))),
+        ),
+        (_CUT,),
+    ),
 }

@@ -14,7 +14,7 @@ from tests.simulation.nemesis import faults_of, target_of
 from tests.simulation.points import POINTS
 from tests.simulation.seams import installed
 from tests.simulation.solo import Solo
-from tests.simulation.world import HORIZON_S, Violation, World
+from tests.simulation.world import HORIZON_S, Faults, Violation, World
 
 SCENARIOS = {"drivers": Drivers, "gang": GangScenario, "solo": Solo}
 
@@ -39,10 +39,15 @@ def aim_of(seed: int) -> str | None:
     return target_of(seed // len(SCENARIOS), POINTS[scenario_of(seed)])
 
 
+def planned_faults(seed: int) -> Faults:
+    """What may go wrong in a seed's run."""
+    return faults_of(seed // len(SCENARIOS), POINTS[scenario_of(seed)])
+
+
 def run_seed(seed: int, *, trace: bool = False) -> Run:
     """One run of the simulation, a function of its seed."""
-    name, number = scenario_of(seed), seed // len(SCENARIOS)
-    world = World(seed, faults_of(number, POINTS[name]), trace=trace)
+    name = scenario_of(seed)
+    world = World(seed, planned_faults(seed), trace=trace)
     scenario = SCENARIOS[name](world)
     with installed(world, scenario.seams()):
 

@@ -21,11 +21,12 @@ from hotstart.cache.leases import StoreLeases
 from hotstart.cache.repair import entry_names
 from tests.simulation.lease_checks import LeaseChecks
 from tests.simulation.stores import Bucket
-from tests.simulation.world import SimProcess, World
+from tests.simulation.world import BROKEN, SimProcess, World
 
 LOST, TWICE, WRONG, WAITS = "lost_entries", "duplicate_entries", "wrong_results", "unrepaired"
 WAIT_BOUND_S = 60.0
 FAULT_BOUND_S = 150.0
+BREAK_BOUND_S = 20.0  # until it is noticed, and the way back
 
 
 @dataclass
@@ -179,21 +180,34 @@ class Checks:
     ) -> None:
         """A process of a gang (attempt), which began at `since_s`, begins to run an executable.
 
-        A host whose connection to the coordinator is cut goes on alone, and may run its own; so
-        may one that was too late to join it, and a process that can leave its executable neither
-        in the node directory nor in the store.
+        A host that is cut off from the coordinator goes on alone, and may run its own; so may one
+        that was too late to join it, or to come back to it, and a process that can leave its
+        executable neither in the node directory nor in the store, where a bad one may be.
         """
         process = self.world.process
         before, other = self.ran.setdefault((gang, key), (payload, process))
         if before == payload or key in self.unstored:
             return
         excused = functools.partial(self.world.excused, since_s, process, other, *allies)
-        no_place = excused(kind="disk full") and (excused(kind="store") or excused(kind="outage"))
-        if not (excused(kind="cut") or no_place or self._was_late(allies, since_s)):
+        no_store = excused(kind="store") or excused(kind="outage") or key in self.world.spoiled
+        no_place = excused(kind="disk full") and no_store
+        alone = excused(kind="cut") or self._could_not_come_back(allies, since_s)
+        if not (alone or no_place or self._was_late(allies, since_s)):
             self.world.fail(
                 f"{process.name} runs {payload!r} and {other.name} {before!r} of {key[:12]}",
                 WRONG,
             )
+
+    def _could_not_come_back(self, agents: tuple[SimProcess, ...], since_s: float) -> bool:
+        """Whether one of a gang's agents stood still while a link of one was broken."""
+        return any(
+            self.world.excused(
+                fault.from_s, *agents, kind=kind, before_s=fault.until_s + BREAK_BOUND_S
+            )
+            for fault in self.world.faults
+            if fault.kind == BROKEN and fault.until_s >= since_s
+            for kind in ("stall", "suspension")
+        )
 
     def _was_late(self, agents: tuple[SimProcess, ...], joined_s: float) -> bool:
         """Whether one of a gang's agents stood still when it was to open its cache.
@@ -218,7 +232,9 @@ class Checks:
                 others_s += max(0.0, min(end_s, now_s) - max(c.started_s, since_s))
         bound_s = WAIT_BOUND_S + others_s
         for fault in self.world.faults:
-            if fault.until_s >= since_s - FAULT_BOUND_S:
+            if fault.kind == BROKEN:
+                bound_s += BREAK_BOUND_S if fault.until_s >= since_s else 0.0
+            elif fault.until_s >= since_s - FAULT_BOUND_S:
                 bound_s += FAULT_BOUND_S + fault.until_s - fault.from_s
         if now_s - since_s > bound_s:
             self.world.fail(

@@ -5,12 +5,15 @@ In place of the event loop's thread is a task that takes one event at a time, as
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from hotstart.launcher import coordinator as product
+from hotstart.launcher.coordinator import Connection
+from hotstart.launcher.coordinator_desk import Desk
+from hotstart.launcher.coordinator_session import KEEP_S
 from tests.simulation.network import End, Network
 from tests.simulation.scheduler import Task
 
@@ -24,7 +27,8 @@ class SimCoordinator:
         self._task: Task | None = None
         self._closed = False
         self.token = f"token{self._world.rng.getrandbits(32):08x}"
-        self._desk = product._Desk(self.token, 5.0)
+        self._desk = Desk(self.token, KEEP_S)
+        self._buffer = memoryview(bytearray(1 << 18))
         self.address = (ip, network.listen(ip, self._accept))
         self._world.process.spawn("coordinator", self._run)
 
@@ -32,9 +36,9 @@ class SimCoordinator:
         self._put(self._desk.close)
         self._closed = True
 
-    def call_later(self, delay_s: float, act: Callable[[], None]) -> Any:
+    def call_later(self, delay_s: float, act: Callable[..., None], *args: Any) -> Any:
         """As an event loop's."""
-        handle = SimpleNamespace(act=act)
+        handle = SimpleNamespace(act=functools.partial(act, *args))
 
         def cancel() -> None:
             handle.act = None
@@ -60,20 +64,19 @@ class SimCoordinator:
                 world.scheduler.wait()
                 continue
             world.point("before a message to the coordinator")
-            event = self._events.popleft()
-            event()
+            _LOOPS.append(self)
+            try:
+                self._events.popleft()()
+            finally:
+                _LOOPS.pop()
             world.point("after a message to the coordinator")
 
     def _accept(self, end: End) -> None:
-        connection = product._Connection(self._desk)
+        connection = Connection(self._desk, self._buffer, 5.0)
         transport = _Transport(self, end, connection)
 
         def made() -> None:
-            _LOOPS.append(self)
-            try:
-                connection.connection_made(transport)  # type: ignore[arg-type]
-            finally:
-                _LOOPS.pop()
+            connection.connection_made(transport)  # type: ignore[arg-type]
 
         def arrived(data: bytes | None) -> None:
             self._put(lambda: transport.read(data))
@@ -107,6 +110,8 @@ class _Transport:
     def abort(self) -> None:
         self._end.close()
         self._loop._put(self._lose)
+
+    close = abort  # what was written is on its way
 
     def is_closing(self) -> bool:
         return self._end.is_closed

@@ -34,6 +34,7 @@ from tests.simulation.world import SimProcess, World
 
 QUIET_AFTER_S = 300.0
 _ATTEMPTS = 8
+SILENCE_S = 60.0  # what the driver bears of an agent
 
 
 class GangScenario:
@@ -48,7 +49,7 @@ class GangScenario:
         self._nodes: dict[str, Bucket] = {}
         self._programs = some_programs(world, self.bucket, self.checks, raising=0.05)
         self._read_ahead = rng.random() < 0.4
-        self._nemesis = Nemesis(world, self.bucket, self.network.cut)
+        self._nemesis = Nemesis(world, self.bucket, self.network)
 
     def seams(self) -> list[tuple[str, str, Any]]:
         """Names of the product's modules, and what stands for them here."""
@@ -62,6 +63,7 @@ class GangScenario:
 
         pool = functools.partial(Pool, world.scheduler)
         sockets = {"create_connection": self.network.connect, "SHUT_RDWR": SHUT_RDWR}
+        loops = Names(asyncio, get_running_loop=running_loop)
         agent_cache = "hotstart.launcher.agent_cache"
         return [
             (agent_cache, "StoreLeases", leases),
@@ -70,11 +72,8 @@ class GangScenario:
             (agent_cache, "open_store", lambda location, **how: self._far()),
             (agent_cache, "Coordinator", functools.partial(SimCoordinator, self.network)),
             ("hotstart.launcher.coordinator_link", "socket", Names(socket, **sockets)),
-            (
-                "hotstart.launcher.coordinator",
-                "asyncio",
-                Names(asyncio, get_running_loop=running_loop),
-            ),
+            ("hotstart.launcher.coordinator_connection", "socket", Names(socket, **sockets)),
+            ("hotstart.launcher.coordinator", "asyncio", loops),
         ]
 
     def run(self) -> None:
@@ -116,15 +115,17 @@ class GangScenario:
         world.scheduler.sleep(world.rng.expovariate(1 / 3))
         while True:
             attempt += 1
+            lost = False
             try:
                 if self._attempt(cluster, attempt):
                     break
-            except OSError as error:
+            except OSError as error:  # an agent that does not answer is lost
                 world.note(f"{cluster.name}: {error}")
+                lost = True
             for agent in cluster.agents:
                 for worker in agent.workers:
                     world.kill(worker)
-            if not all(agent.process.alive for agent in cluster.agents):
+            if lost or not all(agent.process.alive for agent in cluster.agents):
                 self._drop(cluster, is_fault=True)
             if attempt >= _ATTEMPTS:
                 self._be_quiet()
@@ -185,6 +186,10 @@ class GangScenario:
             if lost:
                 world.note(f"{cluster.name}: attempt {attempt} is over: {lost[0].name} is lost")
                 return False
+            for agent in cluster.agents:
+                if agent.process.stalled_until_s > world.scheduler.now_s + SILENCE_S:
+                    world.scheduler.sleep(SILENCE_S)
+                    raise TimeoutError(f"{agent.process.name} is silent")
         return True
 
     def _start(

@@ -1,4 +1,4 @@
-"""What goes wrong by itself: stalls, suspended hosts, outages, jumping clocks, cut links."""
+"""What goes wrong by itself: stalls, suspended hosts, outages, jumping clocks, lost links."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tests.simulation.network import Network
 from tests.simulation.stores import Bucket
 from tests.simulation.world import OUTAGE_AFTERMATH_S, Faults, SimProcess, World
 
@@ -20,6 +21,7 @@ ONE_FAULT_EACH = (
     Faults(disk_error=0.05),
     Faults(clock_jumps=2.0),
     Faults(cuts=1.0),
+    Faults(breaks=6.0),
 )
 
 
@@ -58,6 +60,7 @@ def faults_of(number: int, points: Sequence[str]) -> Faults:
         outages=rng.choice((0.0, 0.3)),
         disk_error=rng.choice((0.0, 0.02)),
         clock_jumps=rng.choice((0.0, 1.0)),
+        breaks=rng.choice((0.0, 3.0)),
         cuts=rng.choice((0.0, 0.7)),
         may_not_delete=may_not_delete,
     )
@@ -75,7 +78,14 @@ def _stops(rng: random.Random, target: str, may_not_delete: bool) -> Faults:
     beside: dict[str, Any] = {}
     if rng.random() < 0.5:
         kind, much = rng.choice(
-            (("kill", 0.003), ("spoiled", 0.8), ("cuts", 1.0), ("disk_error", 0.1), ("stalls", 1.0))
+            (
+                ("kill", 0.003),
+                ("spoiled", 0.8),
+                ("cuts", 1.0),
+                ("breaks", 6.0),
+                ("disk_error", 0.1),
+                ("stalls", 1.0),
+            )
         )
         beside[kind] = much
     return replace(faults, **{**_what_leads_to(target), **beside})
@@ -97,7 +107,7 @@ def _what_leads_to(target: str) -> dict[str, Any]:
 class Nemesis:
     """Lets things go wrong until the world is quiet."""
 
-    def __init__(self, world: World, bucket: Bucket, cut: Callable[[], None] | None = None) -> None:
+    def __init__(self, world: World, bucket: Bucket, network: Network | None = None) -> None:
         self._world = world
         self._bucket = bucket
         what = world.what_fails
@@ -105,8 +115,9 @@ class Nemesis:
         self._often(what.suspensions, self._suspend)
         self._often(what.outages, self._outage)
         self._often(what.clock_jumps, self._jump)
-        if cut is not None:
-            self._often(what.cuts, cut)
+        if network is not None:
+            self._often(what.breaks, network.break_one)
+            self._often(what.cuts, network.cut)
 
     def _often(self, per_minute: float, act: Callable[[], None]) -> None:
         world = self._world

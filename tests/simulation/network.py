@@ -1,7 +1,8 @@
 """Connections between processes: bytes in order, late, in pieces; and cut.
 
 A message is never lost on a connection that goes on: what is lost ends it, at each end at another
-time. The kernel ends the connections of a process that dies.
+time. The way is open again at once where a link breaks, and after a while where it is cut. The
+kernel ends the connections of a process that dies.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hotstart.launcher.coordinator_session import RECONNECT_S
 from tests.simulation.scheduler import Task
-from tests.simulation.world import SimProcess, World
+from tests.simulation.world import BROKEN, SimProcess, World
 
 SHUT_RDWR = 2
 _DEAD_AFTER_S = 15.0
+_CUT_S = (3.0, 60.0)
 
 
 class End:
@@ -27,6 +30,7 @@ class End:
         self.peer: End
         self.on_data: Callable[[bytes | None], None] | None = None
         self.is_closed = False
+        self.has_heard = False
         self._network = network
         self._world = network.world
         self._delay_s = delay_s
@@ -95,6 +99,7 @@ class End:
     def arrive(self, data: bytes | None) -> None:
         if self.is_closed or not self.process.alive or (self._inbox and self._inbox[-1] is None):
             return
+        self.has_heard |= data is not None
         if self.on_data is not None:
             self.on_data(data)
         else:
@@ -121,6 +126,7 @@ class Network:
         self.world = world
         self.links: list[End] = []
         self._listening: dict[tuple[str, int], tuple[SimProcess, Callable[[End], None]]] = {}
+        self._closed_until_s: dict[tuple[SimProcess, SimProcess], float] = {}
         self._ports = 5000
 
     def listen(self, ip: str, accept: Callable[[End], None]) -> int:
@@ -133,6 +139,10 @@ class Network:
         world = self.world
         world.scheduler.sleep(world.rng.expovariate(1 / 0.001))
         server, accept = self._listening[address]
+        left_s = self._closed_until_s.get((world.process, server), 0.0) - world.scheduler.now_s
+        if left_s > 0:
+            world.scheduler.sleep(min(left_s, timeout))
+            raise TimeoutError("timed out")
         if not server.alive:
             raise ConnectionRefusedError("nobody listens there")
         near, far = self.pair(world.process, server, 0.001)
@@ -146,18 +156,37 @@ class Network:
         near.peer, far.peer = far, near
         return near, far
 
-    def cut(self) -> None:
-        """One connection between hosts is lost; each end notices in its own time."""
-        world = self.world
-        self.links = [end for end in self.links if not (end.is_closed and end.peer.is_closed)]
-        if not self.links:
+    def break_one(self) -> None:
+        """One connection between hosts is lost; another can be made at once."""
+        end = self._choose()
+        if end is None or not end.has_heard:  # a member that is not let in has nothing to resume
             return
-        near = world.rng.choice(self.links)
+        self.world.fault(BROKEN, end.process.name, end.peer.process.name, lasts_s=_DEAD_AFTER_S)
+        self._lose(end)
+
+    def cut(self) -> None:
+        """One connection between hosts is lost, and for a while no other can be made."""
+        world, end = self.world, self._choose()
+        if end is None:
+            return
+        lasts_s = world.rng.uniform(*_CUT_S)
+        self._closed_until_s[end.process, end.peer.process] = world.scheduler.now_s + lasts_s
+        who = end.process.name, end.peer.process.name
+        world.fault("cut", *who, lasts_s=max(_DEAD_AFTER_S, lasts_s) + RECONNECT_S)
+        self._lose(end)
+
+    def _choose(self) -> End | None:
+        self.links = [end for end in self.links if not (end.is_closed and end.peer.is_closed)]
+        return self.world.rng.choice(self.links) if self.links else None
+
+    def _lose(self, near: End) -> None:
+        """Each end notices in its own time, often at once."""
+        world = self.world
         self.links.remove(near)
-        world.fault("cut", near.process.name, near.peer.process.name, lasts_s=_DEAD_AFTER_S)
         for end in (near, near.peer):
             end._arrives_s = float("inf")
-            world.scheduler.at(world.rng.uniform(0, _DEAD_AFTER_S), end.reset)
+            noticed_s = world.rng.choice((0.0, world.rng.uniform(0, _DEAD_AFTER_S)))
+            world.scheduler.at(noticed_s, end.reset)
 
 
 class SimChannel:

@@ -44,6 +44,7 @@ _THREADING = (
 _TIME = (
     "hotstart.cache.serving",
     "hotstart.launcher.attempts",
+    "hotstart.launcher.coordinator_link",
     "hotstart.launcher.ownership",
 )
 _UUID = ("hotstart.cache.leases", "hotstart.cache.lease_view")

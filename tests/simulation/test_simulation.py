@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -16,8 +17,10 @@ import pytest
 from hotstart.cache.lease_view import Lease
 from hotstart.cache.leases import StoreLeases
 from hotstart.launcher.claims import Claims
+from hotstart.launcher.coordinator_session import Session
 from tests.chaos.campaigns import Row, write_campaign
-from tests.simulation.campaign import SCENARIOS, run_seed, scenario_of
+from tests.simulation import coordinator_host
+from tests.simulation.campaign import SCENARIOS, planned_faults, run_seed, scenario_of
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.world import Violation
 
@@ -55,13 +58,16 @@ def test_seeds_that_follow_each_other_replay_exactly() -> None:
     assert re.sub(r" [0-9.]+ s;", "", first) == re.sub(r" [0-9.]+ s;", "", second)
 
 
-def violations(scenario: str, most: int = 150) -> Iterator[str]:
-    for seed in range(most * len(SCENARIOS)):
-        if scenario_of(seed) == scenario:
-            failure = run_seed(seed).failure
-            if failure is not None:
-                assert isinstance(failure, Violation)
-                yield str(failure)
+def violations(scenario: str, most: int = 150, *, fault: str = "") -> Iterator[str]:
+    """Those of a scenario's first seeds, or the first of those with a kind of fault."""
+    seeds = (seed for seed in itertools.count() if scenario_of(seed) == scenario)
+    if fault:
+        seeds = (seed for seed in seeds if getattr(planned_faults(seed), fault))
+    for seed in itertools.islice(seeds, most):
+        failure = run_seed(seed).failure
+        if failure is not None:
+            assert isinstance(failure, Violation)
+            yield str(failure)
 
 
 def test_lease_that_is_taken_over_as_soon_as_it_is_seen_is_found(
@@ -79,6 +85,18 @@ def test_lease_that_never_beats_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_holder_that_is_never_noticed_to_be_gone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Claims, "_void", lambda self, member: [])
     assert "somebody waits for ever" in next(violations("gang"))
+
+
+def test_member_that_is_not_kept_while_its_link_is_broken_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coordinator_host, "KEEP_S", 0.0)
+    assert "of jit_program" in next(violations("gang", fault="breaks"))
+
+
+def test_lines_that_are_not_sent_again_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "resume", Session.told)
+    assert "somebody waits for ever" in next(violations("gang", fault="breaks"))
 
 
 def test_row_replaces_the_campaigns_last_one_only(tmp_path: Path) -> None:

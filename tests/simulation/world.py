@@ -12,6 +12,7 @@ from tests.simulation.scheduler import Killed, Scheduler, Task
 
 HORIZON_S = 20_000.0
 OUTAGE_AFTERMATH_S = 30.0 + 60.0  # a request's deadline; then no leases and few requests
+BROKEN = "broken link"  # explains nothing by itself: who is cut off connects again
 _TRACE = 60
 _KILLS = 4
 _STOPS = 3
@@ -58,6 +59,7 @@ class Faults:
     outages: float = 0.0
     disk_error: float = 0.0
     clock_jumps: float = 0.0
+    breaks: float = 0.0
     cuts: float = 0.0
     spoiled: float = 0.1
     may_not_delete: bool = False
@@ -259,11 +261,15 @@ class World:
         kind: str = "",
         before_s: float = float("inf"),
     ) -> bool:
-        """Whether a stated fault, of this kind, has touched one of these in that time."""
+        """Whether a stated fault, of this kind, has touched one of these in that time.
+
+        A broken link is one only where it is asked for.
+        """
         return any(
             fault.until_s >= since_s
             and fault.from_s <= before_s
             and fault.kind.startswith(kind)
+            and (kind or fault.kind != BROKEN)
             and ("all" in fault.who or any(process.touched_by(fault) for process in processes))
             for fault in self.faults
         )

@@ -18,6 +18,7 @@ from hotstart.cache.guarded import GuardedStore
 from hotstart.cache.leases import StoreLeases
 from hotstart.launcher.coordinator import Coordinator
 from hotstart.launcher.coordinator_link import CoordinatorLink
+from hotstart.launcher.coordinator_session import RECONNECT_S
 from hotstart.launcher.host_cache import HostCache
 from hotstart.launcher.host_store import HostStore
 from hotstart.launcher.upstream import Upstream
@@ -165,8 +166,12 @@ class Host:
         leases: StoreLeases | None = None,
         near: DirectoryStore | None = None,
         begin: bool = True,
+        way: Callable[[Coordinator], tuple[str, int]] = lambda coordinator: coordinator.address,
+        reconnect_s: float = RECONNECT_S,
         **store: Any,
     ) -> None:
+        self._way = way
+        self._reconnect_s = reconnect_s
         self.far = far
         self.index = index
         near = near or DirectoryStore(folder / f"near{index}")
@@ -182,11 +187,12 @@ class Host:
             self.begin(1, *workers)
 
     def connect(self, coordinator: Coordinator) -> None:
-        """Resolve with the other hosts of this coordinator."""
+        """Resolve with the other hosts of this coordinator, by the way there is to it."""
         answered, lost = self.upstream.answered, self.upstream.lost
         self.link = CoordinatorLink(
-            coordinator.address, coordinator.token, self.index, answered, lost
-        )
+            self._way(coordinator), coordinator.token, self.index, answered, lost,
+            reconnect_s=self._reconnect_s,
+        )  # fmt: skip
         self.upstream.connect(self.link)
 
     def begin(self, attempt: int, *workers: int) -> list[Worker]:

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, and which can speak TLS to its clients."""
+"""A TCP proxy whose connections can be cut, or lose bytes, and which can speak TLS."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,11 +18,13 @@ class TcpProxy:
 
     def __init__(self, target: str, context: ssl.SSLContext | None) -> None:
         parts = urlsplit(target)
-        self._target = (parts.hostname or "", parts.port or 0)
+        self.target = (parts.hostname or "", parts.port or 0)
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._ways: dict[str, list[_Way]] = {"to_server": [], "to_client": []}
+        self.refuses = False  # new connections end at once
         self.url = f"{'https' if context else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -30,10 +32,34 @@ class TcpProxy:
         """Close all connections; how many there were."""
         with self._lock:
             ends, self._open = self._open, set()
+            for ways in self._ways.values():
+                ways.clear()
         for end in ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         return len(ends) // 2
+
+    def lose(self, way: str, after_bytes: int = 0) -> Callable[[], int]:
+        """Of the connections there are, let so many bytes more through `to_server` or `to_client`.
+
+        Returns what tells how many were lost since.
+        """
+        with self._lock:
+            ways = list(self._ways[way])
+            for one in ways:
+                one.left_bytes = after_bytes
+        return lambda: sum(one.lost_bytes for one in ways)
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        with self._lock:
+            return len(self._open) // 2
+
+    @property
+    def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
+        return int(self._listener.getsockname()[1])
 
     def close(self) -> None:
         """Close all, the listener too."""
@@ -46,29 +72,52 @@ class TcpProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self.refuses:
+                client.close()
+                continue
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError):
             if self._context is not None:
                 client = self._context.wrap_socket(client, server_side=True)
-            server = socket.create_connection(self._target)
+            server = socket.create_connection(self.target)
+            there, back = _Way(client, server), _Way(server, client)
             with self._lock:
                 self._open |= {client, server}
-            back = threading.Thread(target=_pump, args=(server, client), daemon=True)
-            back.start()
-            _pump(client, server)
-            back.join()
+                self._ways["to_server"].append(there)
+                self._ways["to_client"].append(back)
+            returning = threading.Thread(target=back.pump, daemon=True)
+            returning.start()
+            there.pump()
+            returning.join()
+            server.close()
+            with self._lock:
+                self._open -= {client, server}
         client.close()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    for end in (source, sink):
+class _Way:
+    """One direction of a connection."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.left_bytes: int | None = None  # that come through; None is all
+        self.lost_bytes = 0
+        self._source = source
+        self._sink = sink
+
+    def pump(self) -> None:
+        """Until an end is closed, which closes the other."""
         with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            while data := self._source.recv(1 << 16):
+                passes = data if self.left_bytes is None else data[: self.left_bytes]
+                if self.left_bytes is not None:
+                    self.left_bytes -= len(passes)
+                self._sink.sendall(passes)
+                self.lost_bytes += len(data) - len(passes)
+        for end in (self._source, self._sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

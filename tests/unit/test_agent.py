@@ -21,7 +21,7 @@ from hotstart.launcher.outcome import WorkerExit
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.preflight import WorkerFacts
 from hotstart.launcher.store_check import check_readable
-from hotstart.launcher.workers import LEFT_OUT, Output
+from hotstart.launcher.workers import LEFT_OUT, OnItsOwn, Output
 from tests.support.launch import await_true, is_running
 
 pytestmark = pytest.mark.unit
@@ -224,3 +224,16 @@ def test_agent_says_for_each_worker_whether_its_host_can_read_the_location(
     assert agent.events(0).events == tuple(
         (1, WorkerFacts(index, host, "store", says)) for index in (4, 5)
     )
+
+
+@pytest.mark.parametrize(
+    ("platform", "attempt", "events"),
+    [("gpu", 1, [OnItsOwn(socket.gethostname())]), ("gpu", 0, []), ("cpu", 1, [])],
+)
+def test_agent_on_its_own_says_so_on_gpu_only(
+    agent: Agent, tmp_path: Path, platform: str, attempt: int, events: list[object]
+) -> None:
+    started = replace(plan(sleeper(tmp_path), str(tmp_path)), platform=platform)
+    agent.start(started, (), 0.0)
+    agent._on_its_own(attempt)
+    assert take_all(agent._queue) == events

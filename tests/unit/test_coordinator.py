@@ -231,9 +231,8 @@ def test_link_close_sends_what_was_queued(connect: Connect) -> None:
     pytest.fail("the publication never arrived")
 
 
-def test_link_process_killed_passes_its_lease_on(
-    coordinator: Coordinator, connect: Connect
-) -> None:
+def test_link_process_killed_passes_its_lease_on_when_its_time_is_over() -> None:
+    coordinator = Coordinator("127.0.0.1", keep_s=0.1)
     script = (
         "import sys, time\n"
         "from hotstart.launcher.coordinator_link import CoordinatorLink\n"
@@ -254,11 +253,13 @@ def test_link_process_killed_passes_its_lease_on(
         child.stdin.write(coordinator.token + "\n")
         child.stdin.flush()
         assert "Granted" in child.stdout.readline()
-        waiter = connect(1)
+        waiter = Agent(coordinator, 1)
         waiter.link.claim(2, KEY)
         waiter.settled()
         child.send_signal(signal.SIGKILL)
         assert waiter.next() == (2, LEASE)
+        waiter.link.close()
+    coordinator.close()
 
 
 def test_link_server_closed_is_lost_once(coordinator: Coordinator, connect: Connect) -> None:
@@ -342,7 +343,7 @@ def test_link_server_that_talks_nonsense_is_lost() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(1 << 16)
-                connection.sendall(b'["welcome"]\n[1,"found",7]\n')
+                connection.sendall(b'["welcome",1]\n[1,"found",7]\n')
                 read_to_end(connection)
 
         thread = threading.Thread(target=serve)
@@ -416,7 +417,7 @@ def test_malformed_message_closes_that_connection_only(
     coordinator: Coordinator, raw: socket.socket, connect: Connect, message: object
 ) -> None:
     raw.sendall(hello(coordinator.token, 0))
-    assert raw.recv(1 << 16) == b'["welcome"]\n'
+    assert raw.recv(1 << 16) == b'["welcome",1]\n'
     raw.sendall(b'["claims",[[1,"held"]]]\n')
     assert raw.recv(1 << 16) == b'[1,"granted",false,null]\n'
     waiter = connect(1)
@@ -431,7 +432,7 @@ def test_messages_of_one_read_are_answered_in_one_write(
     coordinator: Coordinator, raw: socket.socket
 ) -> None:
     raw.sendall(hello(coordinator.token, 0))
-    assert raw.recv(1 << 16) == b'["welcome"]\n'
+    assert raw.recv(1 << 16) == b'["welcome",1]\n'
     raw.sendall(
         b'["claims",[[1,"a"],[2,"b",{}]]]\n'
         b'["publish",3,"a","00",10,true,false]\n'

@@ -14,7 +14,7 @@ from hotstart.launcher.owner_watch import OwnerWatch
 from hotstart.launcher.ownership import OWNER_TTL_S, SURE_S, take_ownership
 from hotstart.launcher.plan import AttemptPlan, Program
 from hotstart.launcher.record import RunRecord
-from hotstart.launcher.workers import Unowned
+from hotstart.launcher.workers import OnItsOwn, Unowned
 from tests.support.launch import await_true
 
 pytestmark = pytest.mark.unit
@@ -165,6 +165,9 @@ class Gang:
     def drained(self) -> bool:
         return not self._events
 
+    def look_at_nodes(self) -> None:
+        pass
+
 
 def followed(gang: Gang, doubt, interrupted: bool = False):
     program = Program("/t.py", None, (), (), "/")
@@ -204,4 +207,16 @@ def test_attempt_whose_agent_did_not_hear_from_the_driver_is_no_failure_of_the_j
         "preempted",
         "the agent on host-a did not hear from the driver in time; workers ended in case another "
         "took the run",
+    )
+
+
+def test_attempt_with_a_host_that_compiles_on_its_own_is_ended_as_failed():
+    gang = Gang(OnItsOwn("host-a"))
+    outcome = followed(gang, lambda: None)
+
+    assert gang.stops == [(1.0, False)]
+    assert (outcome.kind, outcome.reason) == (
+        "failed",
+        "host-a has lost the coordinator and compiles by itself: on GPU two executables of one "
+        "program can wait for each other for ever",
     )
