@@ -204,6 +204,8 @@ def test_cut_around_a_release_it_does_not_end_a_later_lease(make: Make) -> None:
     scene.near.settled()
     scene.far.publish(4)
     assert scene.near.next() == (3, Found(D1, 10, (0,), False))
+    assert scene.far.next() == (4, Published(D1))
+    scene.far.settled()
 
 
 def test_cut_again_and_again_each_line_is_taken_once(make: Make) -> None:
@@ -229,6 +231,30 @@ def test_begin_while_away_voids_what_was_asked_before_it(make: Make) -> None:
     scene.proxy.refuses = False
     assert scene.near.next() == (2, LEASE)
     scene.far.settled()
+
+
+def test_member_that_is_back_is_kept_for_good(make: Make) -> None:
+    scene = make(keep_s=2.0)
+    scene.far.link.claim(1, KEY)
+    assert scene.far.next() == (1, LEASE)
+    scene.cut()
+    scene.far.settled()
+    hello = json.dumps(["hello", scene.coordinator.token, 2]).encode()
+    with socket.create_connection(scene.coordinator.address, timeout=_WAIT_S) as brief:
+        brief.sendall(hello + b'\n["claims",[[1,"other"]]]\n')
+        with brief.makefile("rb") as lines:
+            assert [json.loads(lines.readline()) for _ in range(2)][1] == [
+                1,
+                "granted",
+                False,
+                None,
+            ]
+    scene.near.link.claim(2, "other")
+    assert scene.near.next() == (2, LEASE)  # so long has the other one been away, which is later
+    scene.near.link.claim(3, KEY)
+    scene.near.settled()
+    scene.far.publish(4)
+    assert scene.near.next() == (3, Found(D1, 10, (0,), False))
 
 
 # Who does not come back.
