@@ -216,6 +216,7 @@ class Bench:
         self.placed = 0
         self.plan = plan
         self.is_interrupted: Callable[[], bool] = lambda: False
+        self.doubt: Callable[[], str | None] = lambda: None
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
     def run(
@@ -240,6 +241,7 @@ class Bench:
             self.told,
             lambda: self.is_interrupted(),
             ahead=self.ahead,  # type: ignore[arg-type]
+            doubt=lambda: self.doubt(),
             clock=self.clock,
             sleep=self.clock.sleep,
             rng=random.Random(7),

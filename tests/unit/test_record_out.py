@@ -14,7 +14,14 @@ from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import END_PATIENCE_S, Patience
 from hotstart.launcher.run_end import record_end
 from hotstart.launcher.workers import FirstStep
-from tests.support.attempt_loop import DONE, KILLED, Bench, FakeClock
+from tests.support.attempt_loop import (
+    DONE,
+    KILLED,
+    Bench,
+    FakeClock,
+    FakeGang,
+    lost_agent,
+)
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.unit
@@ -106,6 +113,33 @@ def test_interruption_while_the_record_is_out_ends_an_attempt_that_has_arrived()
     assert bench.run() == GiveUp(ExitCode.INTERRUPTED, "the launcher was told to stop")
     assert ("gang 1", "start", 1) not in bench.calls
     assert bench.outcomes() == ["interrupted"]
+
+
+def test_hosts_that_are_lost_while_the_driver_is_in_doubt_are_replaced_and_cost_no_attempt() -> (
+    None
+):
+    bench = Bench(DONE)
+    bench.doubt = lambda: None if bench.clock.slept_s > 30.0 or not bench.placed else "no beat"
+
+    class Dying(FakeGang):
+        def events(self):
+            if bench.clock.slept_s > 10.0 and self._name == "gang 1":
+                self._lose([lost_agent(node_alive=False)])
+            yield from super().events()
+
+    def dying(attempt: int) -> FakeGang:
+        bench.placed += 1
+        return Dying(bench.scripts, bench.calls, f"gang {bench.placed}")
+
+    bench._place = dying  # type: ignore[method-assign]
+
+    assert bench.run(failures=0, preemptions=0).exit_code == ExitCode.DONE
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "close"),
+        ("gang 2", "start", 1),
+        ("gang 2", "close"),
+    ]
+    assert bench.outcomes() == ["done"]
 
 
 @pytest.mark.parametrize("fact", ["/end", "/workers/", "/first_step"])
