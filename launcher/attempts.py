@@ -95,22 +95,23 @@ class AttemptLoop:
         self._learning: list[Future[None]] = []
         self._patience = patience or Patience(clock=clock, sleep=sleep)
         self._writer = AttemptWriter(record, self._patience, is_interrupted)
+        self.decided: GiveUp | None = None
 
     def run(self) -> GiveUp:
         """All attempts; the last decision. The gang is closed and the record written.
 
+        The decision is in `decided` before that, which may take long where the record is out.
         Raises `StoreError` where the record refuses an attempt's start.
         """
-        decision: GiveUp | None = None
         try:
-            decision = self._run()
+            decision = self.decided = self._run()
         finally:
             if self._ahead is not None:
                 wait(self._learning, timeout=_LEARN_S)  # needs the agents
                 self._ahead.close()
             self._drop_gang()  # before the writes: a record that is out must not hold accelerators
-            if decision is not None:
-                self._patience.over(result_of(decision), is_final=is_final(decision))
+            if self.decided is not None:
+                self._patience.over(result_of(self.decided), is_final=is_final(self.decided))
             else:
                 self._patience.over("the driver failed", is_final=False)
             self._writer.close()

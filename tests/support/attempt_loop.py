@@ -213,6 +213,7 @@ class Bench:
         self.told = Told()
         self.ahead: FakeAhead | None = None
         self.clock = FakeClock()
+        self.loop: AttemptLoop | None = None
         self.placed = 0
         self.plan = plan
         self.is_interrupted: Callable[[], bool] = lambda: False
@@ -233,7 +234,7 @@ class Bench:
             cache_facts={"a": 1},
             refill_after_s=refill_after_s,
         )
-        loop = AttemptLoop(
+        self.loop = AttemptLoop(
             settings,
             self.record,
             self._place,
@@ -246,7 +247,7 @@ class Bench:
             sleep=self.clock.sleep,
             rng=random.Random(7),
         )
-        return loop.run()
+        return self.loop.run()
 
     def outcomes(self) -> list[str | None]:
         """Of all recorded attempts, in order."""

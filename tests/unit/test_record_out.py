@@ -158,6 +158,23 @@ def test_record_that_is_out_as_an_attempt_ends_has_all_of_it_later(fact: str) ->
     assert [worker["process_index"] for worker in first.workers] == [0]
 
 
+def test_run_is_decided_before_its_record_is_waited_for() -> None:
+    store = OutStore("/end", 10_000)
+    bench = bench_on(store, DONE)
+    decided: list[GiveUp | None] = []
+
+    def ctrl_c() -> bool:
+        over = bench.loop is not None and bench.loop.decided is not None
+        if over:
+            decided.append(bench.loop.decided)
+        return over
+
+    bench.is_interrupted = ctrl_c
+
+    assert bench.run().exit_code == ExitCode.DONE
+    assert decided[0] == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
+
+
 class End:
     """What records an end, with a clock of its own."""
 
