@@ -30,6 +30,7 @@ from hotstart.launcher.run_end import is_final, result_of
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_DOUBT_POLL_S = 0.5  # longer than the other, so that agents which are lost meanwhile are noticed
 _LEARN_S = 15.0
 _PLACINGS = 3
 _TOLD_TO_STOP = "the launcher was told to stop"
@@ -108,22 +109,23 @@ class AttemptLoop:
         self._learning: list[Future[None]] = []
         self._patience = patience or Patience(clock=clock, sleep=sleep)
         self._writer = AttemptWriter(record, self._patience, is_interrupted)
+        self.decided: GiveUp | None = None
 
     def run(self) -> GiveUp:
         """All attempts; the last decision. The gang is closed and the record written.
 
+        The decision is in `decided` before that, which may take long where the record is out.
         Raises `StoreError` where the record refuses an attempt's start.
         """
-        decision: GiveUp | None = None
         try:
-            decision = self._run()
+            decision = self.decided = self._run()
         finally:
             if self._ahead is not None:
                 wait(self._learning, timeout=_LEARN_S)  # needs the agents
                 self._ahead.close()
             self._drop_gang()  # before the writes: a record that is out must not hold accelerators
-            if decision is not None:
-                self._patience.over(result_of(decision), is_final=is_final(decision))
+            if self.decided is not None:
+                self._patience.over(result_of(self.decided), is_final=is_final(self.decided))
             else:
                 self._patience.over("the driver failed", is_final=False)
             self._writer.close()
@@ -193,12 +195,13 @@ class AttemptLoop:
         """One attempt; None if it was never started, since the run was interrupted before."""
         self._wait_until_sure()
         decided_at = self._clock()
-        ready = self._ready_gang(number)
-        if ready is None:
-            return None
-        if not self._may_start():  # hosts may have been long in coming
-            return None
-        gang, coordinator = ready
+        while True:
+            ready = self._ready_gang(number)
+            if ready is None or not self._may_start():  # hosts may have been long in coming
+                return None
+            gang, coordinator = ready
+            if not gang.lost:  # or gone in a long doubt
+                break
         plan = self._plan(number, coordinator, gang.size)
         info = {
             "started_at_s": time.time(),
@@ -285,7 +288,7 @@ class AttemptLoop:
         if doubt is not None:
             logger.warning("%s; the next attempt waits until it is", doubt)
         while not self._is_interrupted() and self._doubt() is not None:
-            self._pause(_POLL_S)
+            self._pause(_DOUBT_POLL_S)
 
     def _all_stepped(self, number: int, gang: Gang, reports: Sequence[Mapping[str, Any]]) -> None:
         self._writer.first_step(number, reports)

@@ -207,7 +207,7 @@ class Ownership:
     def _look(self) -> tuple[Owner | None, bool]:
         """Look who owns the run; the owner where that was listed, whether a stop is asked for."""
         # Where old beats stay, all of them would be listed anew with each.
-        owner = self._record.owner() if self._may_delete else None
+        owner = self._record.owner(identify=False) if self._may_delete else None
         if owner is not None:
             later, stop_asked = owner.epoch != self.epoch, owner.stop_asked
         elif self._may_delete:  # the record was removed

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hotstart.cache.config import hotstart_home, node_dir_of
 from hotstart.launcher.doctor import Asked, Line
-from hotstart.launcher.launch import JAX_PLATFORMS, cache_config_of
+from hotstart.launcher.job_plan import JAX_PLATFORMS, cache_config_of
 from hotstart.launcher.worker_facts import installed
 
 DEVICES_S = 45.0

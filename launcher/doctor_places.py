@@ -19,7 +19,7 @@ from hotstart.launcher.cluster import Choice, check_address, check_hosts, choose
 from hotstart.launcher.doctor import Asked, Line
 from hotstart.launcher.doctor_host import folder_problem, free_space
 from hotstart.launcher.errors import LauncherError, SecretUnavailable
-from hotstart.launcher.launch import cache_config_of
+from hotstart.launcher.job_plan import cache_config_of
 from hotstart.launcher.placement import (
     Host,
     describe,

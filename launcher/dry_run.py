@@ -10,7 +10,7 @@ from hotstart.cache.keys import compile_once_flags
 from hotstart.conf.load import LoadedJob, job_to_tree, job_to_yaml
 from hotstart.conf.schema import JobConfig
 from hotstart.launcher.environ import SLICE_ENVIRON, STALE_ENVIRON, VISIBLE_GPUS, added_environ
-from hotstart.launcher.launch import worker_environ
+from hotstart.launcher.job_plan import worker_environ
 from hotstart.launcher.placement import describe, describe_size, hosts_per_slice, place
 
 

@@ -69,7 +69,13 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
         _end_later(run, run.config.timeouts.stop_s + _STUCK_S)
         # At once: agents and guards clean up when the driver ends.
         signal.signal(number, lambda number, frame: os._exit(run.exit_code))
-        _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
+        if run.is_over:
+            ends = (
+                f"hotstart ends with exit code {run.exit_code}, and waits for the record no more\n"
+            )
+            _notice(ends.encode())
+        else:
+            _notice(b"hotstart stopping; press Ctrl-C again to stop at once\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)

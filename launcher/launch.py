@@ -38,11 +38,17 @@ from hotstart.launcher.errors import (
 from hotstart.launcher.facts import RunEnd
 from hotstart.launcher.following import Watcher
 from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.job_plan import (
+    attempt_plan,
+    cache_config_of,
+    is_bucket,
+    unshared_directories,
+)
 from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Budgets, GiveUp
 from hotstart.launcher.ownership import FIRST_EPOCH, take_ownership
-from hotstart.launcher.placement import GangSize, hosts_per_slice, place, sizes_of, total
-from hotstart.launcher.plan import AttemptPlan, Program
+from hotstart.launcher.placement import GangSize, place, sizes_of, total
+from hotstart.launcher.plan import AttemptPlan
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import Patience
 from hotstart.launcher.recorded_job import RecordedJob
@@ -57,7 +63,6 @@ from hotstart.launcher.submitted import (
     keep_shipment,
     moved,
 )
-from hotstart.launcher.watchdog import StillLimits
 from hotstart.launcher.worker_facts import key_versions
 
 if TYPE_CHECKING:
@@ -65,7 +70,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _COLD_S = 2.0
 # The cluster's or the store's; whoever watches over the run tries again.
 _NOT_ITS_FAULT = (ClusterUnreachable, HostFailed, PlacementTimeout, RecordUnreachable)
@@ -102,6 +106,7 @@ class Run:
         self._interrupted = threading.Event()
         self._stop_reason = ""
         self.end: RunEnd | None = None
+        self._loop: AttemptLoop | None = None
 
     @property
     def name(self) -> str:
@@ -119,9 +124,21 @@ class Run:
         return self._ownership.superseded
 
     @property
+    def is_over(self) -> bool:
+        """Whether the run has been decided, and only its record may still be waited for."""
+        return self._code_so_far() is not None
+
+    @property
     def exit_code(self) -> int:
         """What to end with now: the run's own code once it is over, until then 130."""
-        return self.end.exit_code if self.end is not None else int(ExitCode.INTERRUPTED)
+        code = self._code_so_far()
+        return int(ExitCode.INTERRUPTED) if code is None else code
+
+    def _code_so_far(self) -> int | None:
+        if self.end is not None:
+            return self.end.exit_code
+        decided = self._loop.decided if self._loop is not None else None
+        return None if decided is None else int(decided.exit_code)
 
     def interrupt(self) -> None:
         """End the run soon, as Ctrl-C does; safe in a signal handler."""
@@ -177,7 +194,7 @@ class Run:
             if ahead is not None:
                 ahead.recall()
             with cluster.connect(address, total(shares), self._interrupted.is_set):
-                loop = AttemptLoop(
+                loop = self._loop = AttemptLoop(
                     settings,
                     self.record,
                     lambda attempt: self._place(attempt, tell, live, cold),
@@ -247,7 +264,7 @@ class Run:
             if cache is not None and self._keyring:
                 gang.check_signing_keys(cache, self._keyring.ids)
             gang.open_cache(cache)
-            if cache is not None and self._unchecked and _is_bucket(cache.location):
+            if cache is not None and self._unchecked and is_bucket(cache.location):
                 source = self._launched_from.get("cache_source") or "default"
                 gang.check_store(cache, source, self._interrupted.is_set)
                 self._unchecked = False  # once: later an outage costs only time
@@ -260,7 +277,7 @@ class Run:
     def _look_at_lifetime(self, gang: Gang, cache: CacheConfig | None, tell: Any) -> None:
         run = f"{self.record.store.url.rstrip('/')}/{self.name}"
         location = cache.location if cache else ""
-        if self._lifetime_seen or not (_is_bucket(location) or _is_bucket(run)):
+        if self._lifetime_seen or not (is_bucket(location) or is_bucket(run)):
             return
         from hotstart.launcher.bucket_lifetime import Lived
 
@@ -273,7 +290,7 @@ class Run:
         cache = cache_config_of(self.config)
         if cache is None:
             return None
-        sizes, in_bucket = sizes_of(self.config), _is_bucket(cache.location)
+        sizes, in_bucket = sizes_of(self.config), is_bucket(cache.location)
         settings = AheadSettings(
             fingerprint=self._fingerprint,
             sizes=sizes if self._is_new and in_bucket else (),
@@ -306,27 +323,13 @@ class Run:
             return False
 
     def _plan(self, attempt: int, coordinator: str, size: GangSize) -> AttemptPlan:
-        config, workers = self.config, size.process_count
-        return AttemptPlan(
-            run=self.name,
-            attempt=attempt,
-            process_count=workers,
-            coordinator=coordinator,
-            initialize=config.jax_distributed == "launcher",
-            distributed_timeout_s=config.timeouts.distributed_s,
-            program=program_of(config, self._launched_from.get("folder", "")),
-            cache=cache_config_of(config),
-            environ=worker_environ(
-                config, self.record.checkpoint_location, coordinator, str(workers)
-            ),
-            log_location=self.record.log_location,
-            standby=config.restarts.standby,
-            platform=config.platform,
-            load_ahead=config.cache.read_ahead and config.cache.load_ahead,
-            in_children=config.cache.children,
-            limits=StillLimits(config.timeouts.step_s, config.timeouts.compile_s),
-            secret_environ=dict(config.secret_env),
-            workers_per_slice=hosts_per_slice(config) if config.tpu.topology is not None else 0,
+        return attempt_plan(
+            self.config,
+            self.record,
+            attempt,
+            coordinator,
+            size,
+            folder=self._launched_from.get("folder", ""),
         )
 
     def _cache_facts(self) -> Mapping[str, Any]:
@@ -391,69 +394,6 @@ def _for_beats(record: RunRecord, keyring: Keyring) -> RunRecord:
     return RunRecord(open_runs(record.store.url, keyring, BEAT_DEADLINE_S), record.name)
 
 
-def program_of(config: JobConfig, folder: str) -> Program:
-    """The user's program as the workers run it, in the folder that the job was launched from."""
-    # As `python script.py`: the folder of the file itself, where the script is a link.
-    path = (str(Path(config.script).resolve().parent),) if config.script else ()
-    if config.working_dir:
-        path = (*path, config.working_dir)
-    return Program(
-        *(config.script, config.entrypoint, tuple(config.args), path, folder),
-        resume_if=config.resume.if_exists,
-        resume_args=tuple(config.resume.args),
-    )
-
-
-def cache_config_of(config: JobConfig) -> CacheConfig | None:
-    """The workers' cache, or None where the job turns it off."""
-    cache = config.cache
-    if cache.mode == "off" or cache.location is None:
-        return None
-    return CacheConfig(
-        location=cache.location,
-        mode="read-only" if cache.mode == "read-only" else "read-write",
-        strict=cache.strict,
-        compile="once" if cache.compile == "once" else "every",
-        min_compile_time_s=cache.min_compile_time_s,
-        node_dir=cache.node_dir,
-        max_size_bytes=cache.max_size_bytes,
-        deadline_s=cache.deadline_s,
-        flush_timeout_s=cache.flush_timeout_s,
-        signing_key_file=cache.signing_key_file,
-        require_warm=config.require_warm,
-    )
-
-
-def worker_environ(
-    config: JobConfig, checkpoints: str, coordinator: str, workers: str
-) -> dict[str, str]:
-    """What each worker gets on top of its host's environment; the job's own `env` wins.
-
-    `JAX_COORDINATOR_ADDRESS` and its like are for scripts that initialize by themselves.
-    """
-    environ = {
-        "JAX_PLATFORMS": JAX_PLATFORMS[config.platform],
-        "HOTSTART_CHECKPOINT_DIR": checkpoints,
-    }
-    if config.platform == "cpu":
-        environ["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
-    if config.jax_distributed == "script":
-        environ["JAX_COORDINATOR_ADDRESS"] = coordinator
-        environ["JAX_NUM_PROCESSES"] = workers
-    return environ | dict(config.env)
-
-
-def unshared_directories(config: JobConfig, host_count: int) -> list[str]:
-    """A warning for each plain directory that several hosts must have in common."""
-    wanted = {"run_dir": config.run_dir, "cache.location": config.cache.location}
-    return [
-        f"{key}={location} must be a directory that all {host_count} hosts share; "
-        "a gs:// location always is"
-        for key, location in wanted.items()
-        if host_count > 1 and location and not _is_bucket(location)
-    ]
-
-
 def check_writable(job: LoadedJob) -> None:
     """Raise where the cache's store can't be written: `UsageError`, in strict mode `CacheRequired`.
 
@@ -461,12 +401,8 @@ def check_writable(job: LoadedJob) -> None:
     here would hold up the launch. Read-only jobs are not checked.
     """
     cache = cache_config_of(job.config)
-    if cache is None or _is_bucket(cache.location):
+    if cache is None or is_bucket(cache.location):
         return
     problem = check_store(cache, job.origins.get("cache.location", "default"))
     if problem is not None:
         raise (CacheRequired if cache.strict else UsageError)(problem)
-
-
-def _is_bucket(location: str) -> bool:
-    return location.startswith("gs://")

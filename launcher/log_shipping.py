@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hotstart.cache.errors import AccessDenied, StoreError
+from hotstart.cache.errors import AccessDenied, StoreError, TransientError
 from hotstart.launcher.worker_log import LogBounds, WorkerLog
 
 if TYPE_CHECKING:
@@ -143,14 +143,17 @@ class LogShipper:
                     return
                 self._hurry = False
                 logs = list(self._logs)
-            try:
-                for shipped in logs:
+            failed = False
+            for shipped in logs:
+                try:
                     self._ship(shipped)
-                self._failing = False
-            except Exception as error:  # nothing about a log may end more than its own copy
-                level = logging.DEBUG if self._failing else logging.WARNING
-                logger.log(level, "workers' logs are not in the run's store for now: %s", error)
-                self._failing = True
+                except Exception as error:  # nothing about a log may end more than its own copy
+                    level = logging.DEBUG if self._failing else logging.WARNING
+                    logger.log(level, "workers' logs are not in the run's store for now: %s", error)
+                    self._failing = failed = True
+                    if isinstance(error, TransientError):  # each of the others would wait as long
+                        break
+            self._failing = failed
             with self._changed:
                 self._rounds += 1
                 self._logs = [shipped for shipped in self._logs if not shipped.done]

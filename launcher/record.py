@@ -345,8 +345,11 @@ class RunRecord:
                 return RunEnd(int(key[0]), state, exit_code, reason, may_restart)
         return None
 
-    def owner(self) -> Owner | None:
-        """The owner of the highest epoch, or None if the run never had one."""
+    def owner(self, *, identify: bool = True) -> Owner | None:
+        """The owner of the highest epoch, or None if the run never had one.
+
+        A list, and a request for its identity, which is None unless that is wanted.
+        """
         epochs: dict[int, dict[int, ObjectStat]] = {}
         asked: set[int] = set()
         for (epoch, beat), stat in self.facts_below("owner/", _BEAT):
@@ -360,7 +363,7 @@ class RunRecord:
         stats = epochs[max(claimed)]
         return Owner(
             epoch=max(claimed),
-            identity=identity_from(self._read(stats[0].name)),
+            identity=identity_from(self._read(stats[0].name)) if identify else None,
             since_s=stats[0].modified_s,
             last_beat_s=max(s.modified_s for s in stats.values()),
             beats=frozenset((s.name, s.generation) for s in stats.values()),

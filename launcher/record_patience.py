@@ -9,6 +9,7 @@ right, no such bucket, no such request) is not tried again.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Patience:
         """What `act` gives, as soon as the record does its part.
 
         Blocks. Raises the last `StoreError` where the store refuses, where `gives_up`, and where
-        patience has ended. `pause` is another way to sleep for some seconds, or fewer.
+        patience has ended. `pause` is another way to sleep, which ends by itself once `gives_up`.
         """
         while True:
             try:
@@ -74,11 +75,14 @@ class Patience:
                 if not may_come_back(error) or gives_up() or self._is_spent():
                     raise
                 self._say(error)
-                until = self._clock() + AGAIN_S
-                while (left_s := until - self._clock()) > 0:
-                    (pause or self._sleep)(min(left_s, _LOOK_S))
-                    if gives_up():
-                        raise
+                (pause or functools.partial(self._nap, gives_up))(AGAIN_S)
+                if gives_up():
+                    raise
+
+    def _nap(self, gives_up: Callable[[], bool], delay_s: float) -> None:
+        until = self._clock() + delay_s
+        while not gives_up() and (left_s := until - self._clock()) > 0:
+            self._sleep(min(left_s, _LOOK_S))
 
     def _is_spent(self) -> bool:
         return self._until is not None and self._clock() >= self._until

@@ -36,6 +36,8 @@ POLL_S = 2.0
 _WORD_S = 60.0
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 60.0
+# What a driver ends with only where its run has ended, whether or not the record says so.
+_FINAL = (ExitCode.DONE, ExitCode.BUDGET_SPENT, ExitCode.CACHE_REQUIRED)
 _STEADY_S = 120.0  # a driver that lived for so long did not fail by its start
 
 
@@ -113,8 +115,10 @@ class Watcher:
                 self._overrides = ()  # they are in the record now
                 if not end.may_restart:
                     return self._over(end)
-            elif code == ExitCode.DONE:
-                self._tell("the run is done, though its end is not in its record")
+            elif code in _FINAL:
+                self._tell(
+                    f"the run is over (exit code {code}), though its record has no end of it"
+                )
                 return code
             elif code == ExitCode.USAGE and self._has_cluster() and not self._is_owned():
                 return code  # it has said why

@@ -227,10 +227,12 @@ class Bench:
         self.told = Told()
         self.ahead: FakeAhead | None = None
         self.clock = FakeClock()
+        self.loop: AttemptLoop | None = None
         self.placed = 0
         self.plan = plan
         self.has_checkpoint: Callable[[], bool] = lambda: False
         self.is_interrupted: Callable[[], bool] = lambda: False
+        self.doubt: Callable[[], str | None] = lambda: None
         self.record = RunRecord.create(MemoryStore(), "run", "", {}, 0.0)
 
     def run(
@@ -250,7 +252,7 @@ class Bench:
             warm=warm,
             has_checkpoint=lambda: self.has_checkpoint(),
         )
-        loop = AttemptLoop(
+        self.loop = AttemptLoop(
             settings,
             self.record,
             self._place,
@@ -258,11 +260,12 @@ class Bench:
             self.told,
             lambda: self.is_interrupted(),
             ahead=self.ahead,  # type: ignore[arg-type]
+            doubt=lambda: self.doubt(),
             clock=self.clock,
             sleep=self.clock.sleep,
             rng=random.Random(7),
         )
-        return loop.run()
+        return self.loop.run()
 
     def outcomes(self) -> list[str | None]:
         """Of all recorded attempts, in order."""

@@ -9,7 +9,7 @@ import pytest
 from hotstart.cache.config import CacheConfig
 from hotstart.conf.schema import CacheSection, JobConfig, TpuSection
 from hotstart.launcher.environ import compose_environ, share_of
-from hotstart.launcher.launch import worker_environ
+from hotstart.launcher.job_plan import worker_environ
 from hotstart.launcher.plan import AttemptPlan, Program, WorkerPlan
 from hotstart.launcher.slices import WORKER_LABEL, order_of
 

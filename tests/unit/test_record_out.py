@@ -14,7 +14,14 @@ from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import END_PATIENCE_S, Patience
 from hotstart.launcher.run_end import record_end
 from hotstart.launcher.workers import FirstStep
-from tests.support.attempt_loop import DONE, KILLED, Bench, FakeClock
+from tests.support.attempt_loop import (
+    DONE,
+    KILLED,
+    Bench,
+    FakeClock,
+    FakeGang,
+    lost_agent,
+)
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.unit
@@ -108,6 +115,33 @@ def test_interruption_while_the_record_is_out_ends_an_attempt_that_has_arrived()
     assert bench.outcomes() == ["interrupted"]
 
 
+def test_hosts_that_are_lost_while_the_driver_is_in_doubt_are_replaced_and_cost_no_attempt() -> (
+    None
+):
+    bench = Bench(DONE)
+    bench.doubt = lambda: None if bench.clock.slept_s > 30.0 or not bench.placed else "no beat"
+
+    class Dying(FakeGang):
+        def events(self):
+            if bench.clock.slept_s > 10.0 and self._name == "gang 1":
+                self._lose([lost_agent(node_alive=False)])
+            yield from super().events()
+
+    def dying(attempt: int) -> FakeGang:
+        bench.placed += 1
+        return Dying(bench.scripts, bench.calls, f"gang {bench.placed}")
+
+    bench._place = dying  # type: ignore[method-assign]
+
+    assert bench.run(failures=0, preemptions=0).exit_code == ExitCode.DONE
+    assert [call for call in bench.calls if call[1] in ("start", "close")] == [
+        ("gang 1", "close"),
+        ("gang 2", "start", 1),
+        ("gang 2", "close"),
+    ]
+    assert bench.outcomes() == ["done"]
+
+
 @pytest.mark.parametrize("fact", ["/end", "/workers/", "/first_step"])
 def test_record_that_is_out_as_an_attempt_ends_has_all_of_it_later(fact: str) -> None:
     store = OutStore(fact, 20)
@@ -122,6 +156,23 @@ def test_record_that_is_out_as_an_attempt_ends_has_all_of_it_later(fact: str) ->
     assert bench.outcomes() == ["failed", "done"]
     first, _ = bench.record.attempts()
     assert [worker["process_index"] for worker in first.workers] == [0]
+
+
+def test_run_is_decided_before_its_record_is_waited_for() -> None:
+    store = OutStore("/end", 10_000)
+    bench = bench_on(store, DONE)
+    decided: list[GiveUp | None] = []
+
+    def ctrl_c() -> bool:
+        over = bench.loop is not None and bench.loop.decided is not None
+        if over:
+            decided.append(bench.loop.decided)
+        return over
+
+    bench.is_interrupted = ctrl_c
+
+    assert bench.run().exit_code == ExitCode.DONE
+    assert decided[0] == GiveUp(ExitCode.DONE, "all 2 workers exited with code 0")
 
 
 class End:

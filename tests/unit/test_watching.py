@@ -41,8 +41,8 @@ record = RunRecord(open_store(folder + "/runs"), "lm-1")
 owner = take_ownership(record, OwnerIdentity.of_this_process())
 if word == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
-if word == "unrecorded":
-    sys.exit(0)
+if word.startswith("unrecorded-"):
+    sys.exit(int(word.removeprefix("unrecorded-")))
 if word == "waits":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     print("waits", flush=True)
@@ -106,13 +106,14 @@ def test_watch_ends_with_a_run_that_is_given_up(scene: Scene) -> None:
     assert scene.told == ["starting a driver", "the run is failed: fails"]
 
 
-def test_watch_of_a_run_that_is_done_but_could_not_record_it_restarts_nothing(
-    scene: Scene,
+@pytest.mark.parametrize("code", [0, 3])
+def test_watch_of_a_run_that_is_over_but_could_not_record_it_restarts_nothing(
+    scene: Scene, code: int
 ) -> None:
-    assert scene.watcher("unrecorded").run() == 0
+    assert scene.watcher(f"unrecorded-{code}").run() == code
     assert scene.told == [
         "starting a driver",
-        "the run is done, though its end is not in its record",
+        f"the run is over (exit code {code}), though its record has no end of it",
     ]
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import pytest
 
-from hotstart.cache.errors import AccessDenied, TransientError
+from hotstart.cache.errors import AccessDenied, RejectedRequest, TransientError
 from hotstart.launcher.log_shipping import LogShipper
 from hotstart.launcher.run_logs import BucketLogs, DirectoryLogs, Reading, RunLogs
 from hotstart.launcher.worker_log import LogBounds, WorkerLog, segments_of
@@ -325,6 +325,26 @@ def test_shipping_through_failures_loses_nothing_and_warns_once(
     assert [r.message for r in caplog.records] == [
         "workers' logs are not in the run's store for now: 503"
     ]
+
+
+def test_shipping_of_one_log_that_the_store_refuses_does_not_hold_up_the_others(
+    head: Path, bucket: Bucket, shipper: Callable[..., LogShipper]
+) -> None:
+    create = bucket.create
+
+    def refuses(name: str, data: bytes) -> bool:
+        if "worker-00000" in name:
+            raise RejectedRequest("400")
+        return create(name, data)
+
+    bucket.create = refuses  # type: ignore[method-assign]
+    ships = shipper()
+    for index in range(2):
+        log = WorkerLog(head.with_name(f"worker-{index:05d}.log"))
+        log.write(b"one\n")
+        ships.add(1, index, log)
+
+    await_true(lambda: shown(BucketLogs(bucket)) == ["1: one"], 5.0)
 
 
 def test_shipping_past_the_bounds_keeps_beginning_and_end_in_the_bucket_too(
