@@ -131,13 +131,9 @@ class AttemptLoop:
             if isinstance(decision, GiveUp):
                 self._flush(decision)
             hosts = ended.gang.take_stats()
-            writes.append(
-                self._writer.submit(
-                    self._write_end, number, outcome, ended.reports, hosts, ended.preemption
-                )
-            )
+            writes.append(self._writer.submit(self._write_end, number, outcome, ended, hosts))
             self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
-            self._watcher.attempt_ended(number, outcome, decision)
+            self._watcher.attempt_ended(number, outcome, decision, ended.first_exit)
             if isinstance(decision, GiveUp):
                 return decision
             budgets = decision.budgets_left
@@ -204,7 +200,7 @@ class AttemptLoop:
                 only_first_step=self._settings.warm is not None,
             ).to_the_end()
         except LauncherError as error:
-            self._write_end(number, Outcome("failed", str(error), None), {})
+            self._write_end(number, Outcome("failed", str(error), None))
             raise
 
     def _ready_gang(self, number: int) -> tuple[Gang, str] | None:
@@ -275,13 +271,19 @@ class AttemptLoop:
         self,
         number: int,
         outcome: Outcome,
-        reports: Mapping[int, Mapping[str, Any]],
+        ended: Ended | None = None,
         hosts: Sequence[Mapping[str, Any]] = (),
-        preemption: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
+        first = None if ended is None else ended.first_exit
+        info = {
+            "ended_at_s": time.time(),
+            "hosts": list(hosts),
+            "preemption": list(ended.preemption) if ended else [],
+            "first_exit": first
+            and {"host": first.host, "exit_code": first.exit_code, "signal": first.signal},
+        }
         try:
-            self._record.worker_reports(number, reports)
+            self._record.worker_reports(number, ended.reports if ended else {})
         finally:
             self._record.end_attempt(number, outcome, info)
 

@@ -1,7 +1,8 @@
 """The events of a run as its record tells them, from any machine: what was, then what comes.
 
-A record holds less than its driver knows: `note`, `waiting_for_hosts`, `attempt_ready`,
-`preemption_notice` and `restarting` come from the driver alone, and steps with its beats.
+A record holds less than its driver knows: `note`, `attempt_ready`,
+`preemption_notice` and `restarting` come from the driver alone; steps, and what hosts it waits for,
+with its beats.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hotstart.launcher.events import (
 from hotstart.launcher.facts import Owner, RunEnd, RunState, state_of
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.misses import report_of
+from hotstart.launcher.outcome import signal_name
 from hotstart.launcher.ownership import OWNER_TTL_S
 from hotstart.launcher.preflight import recorded
 from hotstart.launcher.record import RunRecord
@@ -52,6 +54,8 @@ class RecordedEvents:
         self._counts = StepCounts(0)
         self._steps: Mapping[str, Any] = {}
         self._steps_at: float | None = None
+        self._waiting: tuple[int, str] | None = None
+        self._beat = ""
         self._beats: object = None
         self._moved_at = clock()
 
@@ -152,11 +156,14 @@ class RecordedEvents:
         self._writer.emit("first_step", at_s, attempt=self._attempt, seconds=seconds)
 
     def _look_at_beat(self, owner: Owner) -> None:
-        now = self._clock()
+        if owner.latest == self._beat:
+            return
+        self._beat = owner.latest
+        says = self._record.said(owner)
+        self._wait_in(says.get("waiting"))
+        now, workers = self._clock(), says.get("workers")
         if self._steps_at is not None and now - self._steps_at < self._steps_every_s:
             return
-        says = self._record.said(owner)
-        workers = says.get("workers")
         if says.get("attempt") != self._attempt or not isinstance(workers, list):
             return
         programs = says.get("programs")
@@ -170,10 +177,23 @@ class RecordedEvents:
             self._steps, self._steps_at = fields, now
             self._writer.emit("steps", attempt=self._attempt, **fields)
 
+    def _wait_in(self, said: object) -> None:
+        waiting = None
+        match said:
+            case {"attempt": int(attempt), "text": str(text), "left_s": left_s}:
+                waiting = attempt, text
+                if waiting != self._waiting:
+                    fields = {"attempt": attempt, "text": text, "left_s": left_s}
+                    self._writer.emit("waiting_for_hosts", **fields)
+        self._waiting = waiting
+
     def _end(self, facts: Mapping[str, Any]) -> None:
         index = facts.get("first_worker")
         reached = self._counts.workers.get(index) if isinstance(index, int) else None
         counts = self._counts.fields()
+        found = facts.get("first_exit")
+        first = found if isinstance(found, Mapping) else {}
+        number = first.get("signal")
         self._writer.emit(
             "attempt_ended",
             _seconds(facts.get("ended_at_s")),
@@ -181,9 +201,9 @@ class RecordedEvents:
             outcome=facts.get("outcome"),
             reason=facts.get("reason"),
             first_worker=index,
-            first_worker_host=reached.host if reached else None,
-            exit_code=None,
-            signal=None,
+            first_worker_host=first.get("host") or (reached.host if reached else None),
+            exit_code=first.get("exit_code"),
+            signal=signal_name(number) if isinstance(number, int) else None,
             min_step=counts["min_step"],
             max_step=counts["max_step"],
         )

@@ -167,6 +167,7 @@ class Told:
         self.reached_last: dict[int, Reached] = {}
         self.all_ready: list[tuple[int, float]] = []
         self.first_steps: list[tuple[int, float]] = []
+        self.first_exits: list[WorkerExit | None] = []
         self.ended: list[tuple[int, Outcome, Restart | GiveUp]] = []
 
     def waiting(self, attempt: int, need: str, left_s: float) -> None:
@@ -190,14 +191,18 @@ class Told:
     def ready(self, attempt: int, seconds: float) -> None:
         self.all_ready.append((attempt, seconds))
 
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
-        pass
-
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))
 
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None:
         self.ended.append((attempt, outcome, decision))
+        self.first_exits.append(first)
 
 
 class FakeAhead:
@@ -420,6 +425,16 @@ def test_loop_output_that_comes_after_the_last_exit_is_shown() -> None:
     bench = Bench(late)
     bench.run()
     assert bench.told.lines == ["attempt 1", "early", "late"]
+
+
+def test_loop_tells_and_records_how_the_first_worker_to_fail_ended() -> None:
+    bench = Bench(KILLED, DONE)
+    bench.run()
+    assert bench.told.first_exits == [ended(1, None, 9), None]
+    assert [a.end["first_exit"] for a in bench.record.attempts() if a.end] == [
+        {"host": ended(1).host, "exit_code": None, "signal": 9},
+        None,
+    ]
 
 
 def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
