@@ -7,10 +7,13 @@ with its beats.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hotstart.cache.errors import TransientError
+from hotstart.launcher.errors import first_line
 from hotstart.launcher.events import (
     STEPS_EVERY_S,
     EventWriter,
@@ -27,6 +30,10 @@ from hotstart.launcher.ownership import OWNER_TTL_S
 from hotstart.launcher.preflight import recorded
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.workers import Reached
+
+logger = logging.getLogger(__name__)
+
+_LATE_END_S = 10.0
 
 
 class RecordedEvents:
@@ -50,6 +57,7 @@ class RecordedEvents:
         self._attempt = 1
         self._told: set[str] = set()  # facts of the attempt that have become events
         self._started_s: float | None = None
+        self._later_at: float | None = None  # since when there is a later attempt
         self._process_count = 0
         self._counts = StepCounts(0)
         self._steps: Mapping[str, Any] = {}
@@ -62,9 +70,14 @@ class RecordedEvents:
     def follow(self, poll_s: float, wait: Callable[[float], object]) -> None:
         """Write what has happened and what happens, until the run has ended or is lost.
 
-        `wait` sleeps. Raises `StoreError`.
+        `wait` sleeps. Raises `StoreError`, but for a store that is out: it is asked again.
         """
-        while not self._look():
+        while True:
+            try:
+                if self._look():
+                    return
+            except TransientError as error:
+                logger.warning("the record of run %s: %s", self._record.name, first_line(error))
             wait(poll_s)
 
     def _look(self) -> bool:
@@ -75,7 +88,7 @@ class RecordedEvents:
             self._epoch = owner.epoch
             fields = run_started_fields(self._record, owner.epoch, owner.identity)
             self._writer.emit("run_started", owner.since_s, **fields)
-        self._look_at_attempts()
+        self._look_at_attempts(is_over=end is not None and state == end.state)
         if owner is not None and state in ("running", "unknown"):
             self._look_at_beat(owner)
         if end is not None and state == end.state:
@@ -103,23 +116,33 @@ class RecordedEvents:
             self._beats, self._moved_at = beats, now
         return state == "lost" or (state == "unknown" and now - self._moved_at >= OWNER_TTL_S)
 
-    def _look_at_attempts(self) -> None:
-        while names := self._record.attempt_facts(self._attempt):
-            for name in ("start", *(n for n in names if n.startswith("differs/")), "first_step"):
+    def _look_at_attempts(self, *, is_over: bool) -> None:
+        while True:
+            later = self._record.attempt_facts(self._attempt + 1)  # first: its end may come between
+            names = self._record.attempt_facts(self._attempt)
+            differences = sorted(name for name in names if name.startswith("differs/"))
+            for name in ("start", *differences, "first_step", "end"):
                 self._tell(name, names)
-            later = self._record.attempt_facts(self._attempt + 1)
-            self._tell("end", names)
-            if not later:
+            if not later or not ("end" in names or is_over or self._has_no_end(later)):
                 return
             self._attempt += 1
-            self._told, self._started_s = set(), None
+            self._told, self._started_s, self._later_at = set(), None, None
             self._counts, self._steps = StepCounts(0), {}
+
+    def _has_no_end(self, later: frozenset[str]) -> bool:
+        """Whether the attempt has none though a later one goes on: its driver died.
+
+        An end is recorded beside the next start, so it may be there a little later than that.
+        """
+        if self._later_at is None:
+            self._later_at = self._clock()
+        return len(later) > 1 or self._clock() - self._later_at >= _LATE_END_S
 
     def _tell(self, name: str, names: frozenset[str]) -> None:
         if name not in names or name in self._told:
             return
-        self._told.add(name)
         facts = self._record.attempt_fact(self._attempt, name)
+        self._told.add(name)
         if name == "start":
             self._start(facts)
         elif name == "first_step":

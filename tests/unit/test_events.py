@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hotstart.cache.errors import TransientError
 from hotstart.launcher.cli import main
 from hotstart.launcher.console import Console
 from hotstart.launcher.errors import ExitCode
@@ -348,6 +349,57 @@ def test_recorded_events_of_a_run_that_is_over_tell_it_at_once() -> None:
         ("attempt_started", 2),
         ("attempt_ended", 2),
     ]
+
+
+def test_recorded_events_wait_for_an_end_that_is_recorded_beside_the_next_start() -> None:
+    scene = Recorded()
+    scene.start(1)
+    events = scene.follow(
+        lambda: scene.start(2),
+        lambda: scene.record.end_attempt(1, FAILED, {}),
+        lambda: scene.record.finish("failed", 1, "no", epoch=1),
+    )
+    assert [(e["event"], e.get("attempt")) for e in events][1:4] == [
+        ("attempt_started", 1),
+        ("attempt_ended", 1),
+        ("attempt_started", 2),
+    ]
+
+
+def test_recorded_events_of_an_attempt_whose_driver_died_go_on_with_the_next() -> None:
+    scene = Recorded()
+    scene.start(1)
+    scene.start(2)
+    quiet = [lambda: None] * 9
+    events = scene.follow(
+        *quiet, lambda: None, lambda: scene.record.finish("failed", 1, "no", epoch=1)
+    )
+    assert [(e["event"], e.get("attempt")) for e in events][1:3] == [
+        ("attempt_started", 1),
+        ("attempt_started", 2),
+    ]
+
+
+def test_recorded_events_outlive_an_outage_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Recorded()
+    scene.start(1)
+    get, outages = scene.record.store.get, iter([True, True, False, True])
+
+    def out(name: str) -> bytes | None:
+        if name.endswith("/start") and next(outages, False):
+            raise TransientError("the store is out\nand more")
+        return get(name)
+
+    monkeypatch.setattr(scene.record.store, "get", out)
+    events = scene.follow(
+        *[lambda: None] * 2, lambda: scene.record.finish("failed", 1, "no", epoch=1), lambda: None
+    )
+    assert [e["event"] for e in events] == [
+        *("run_started", "attempt_started", "report", "run_ended")
+    ]
+    assert caplog.messages[0] == "the record of run lm-1: the store is out"
 
 
 def test_recorded_events_end_where_no_beat_comes_for_as_long_as_a_takeover_waits() -> None:
