@@ -171,6 +171,7 @@ class AttemptLoop:
         plan = self._plan(number, coordinator, gang.size)
         info = {
             "started_at_s": time.time(),
+            "waited_s": round(self._clock() - decided_at, 3),  # for hosts; phases count from before
             "process_count": plan.process_count,
             "host_count": gang.size.host_count,
             "workers": {"min": gang.size.least, "max": gang.size.most},

@@ -57,6 +57,7 @@ class RecordedEvents:
         self._attempt = 1
         self._told: set[str] = set()  # facts of the attempt that have become events
         self._started_s: float | None = None
+        self._waited_s = 0.0
         self._later_at: float | None = None  # since when there is a later attempt
         self._process_count = 0
         self._counts = StepCounts(0)
@@ -156,6 +157,7 @@ class RecordedEvents:
 
     def _start(self, facts: Mapping[str, Any]) -> None:
         self._started_s = _seconds(facts.get("started_at_s"))
+        self._waited_s = _seconds(facts.get("waited_s")) or 0.0
         size = facts.get("workers")
         sizes = size if isinstance(size, Mapping) else {}
         self._process_count = int(facts.get("process_count") or 0)
@@ -175,7 +177,7 @@ class RecordedEvents:
         times = [s for p in phases if (s := _seconds(p.get("first_step"))) is not None]
         seconds = max(times, default=None)
         began = self._started_s
-        at_s = None if seconds is None or began is None else began + seconds
+        at_s = None if seconds is None or began is None else began - self._waited_s + seconds
         self._writer.emit("first_step", at_s, attempt=self._attempt, seconds=seconds)
 
     def _look_at_beat(self, owner: Owner) -> None:

@@ -281,7 +281,7 @@ class Recorded:
 
     def start(self, attempt: int) -> None:
         info = {"process_count": 2, "host_count": 2, "workers": {"min": 2, "max": 4}}
-        self.record.start_attempt(attempt, {**info, "started_at_s": 1000.0})
+        self.record.start_attempt(attempt, {**info, "started_at_s": 1000.0, "waited_s": 1.5})
 
     def follow(self, *between: Callable[[], object]) -> list[dict[str, Any]]:
         """What is told, one thing done each time that the follower waits."""
@@ -327,7 +327,7 @@ def test_recorded_events_tell_a_run_from_its_start_to_its_end() -> None:
     begun, started, first, stepped, ended, waiting, *_, last = events
     assert (begun["restart"], begun["host"], begun["pid"]) == (False, "host-b", 42)
     assert (started["at"], started["workers_wanted"]) == (AT, {"min": 2, "max": 4})
-    assert (first["at"], first["seconds"]) == ("1970-01-01T00:16:44.500+00:00", 4.5)
+    assert (first["at"], first["seconds"]) == ("1970-01-01T00:16:43.000+00:00", 4.5)
     assert (stepped["min_step"], stepped["slowest_worker"], stepped["hits"]) == (2, 1, 5)
     assert (ended["outcome"], ended["first_worker_host"], ended["signal"]) == (
         *("failed", "host-b", "SIGKILL"),
