@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from hotstart.cache.errors import StoreError
-from hotstart.launcher.outcome import Outcome
+from hotstart.launcher.outcome import Outcome, WorkerExit
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.record_patience import Patience
 
@@ -89,9 +89,16 @@ class AttemptWriter:
         reports: Mapping[int, Mapping[str, Any]],
         hosts: Sequence[Mapping[str, Any]] = (),
         preemption: Sequence[Mapping[str, Any]] = (),
+        first: WorkerExit | None = None,
     ) -> None:
-        """Keep the workers' reports, and how the attempt ended."""
-        info = {"ended_at_s": time.time(), "hosts": list(hosts), "preemption": list(preemption)}
+        """Keep the workers' reports, and how the attempt and the `first` worker to fail ended."""
+        info = {
+            "ended_at_s": time.time(),
+            "hosts": list(hosts),
+            "preemption": list(preemption),
+            "first_exit": first
+            and {"host": first.host, "exit_code": first.exit_code, "signal": first.signal},
+        }
 
         def write() -> None:
             try:

@@ -157,9 +157,11 @@ class AttemptLoop:
             if isinstance(decision, GiveUp):
                 self._flush(decision)
             hosts = ended.gang.take_stats()
-            self._writer.end(number, outcome, ended.reports, hosts, ended.preemption)
+            self._writer.end(
+                number, outcome, ended.reports, hosts, ended.preemption, ended.first_exit
+            )
             self._learn(number, ended.gang, ended.asked, ended.stepped, outcome.kind == "done")
-            self._watcher.attempt_ended(number, outcome, decision)
+            self._watcher.attempt_ended(number, outcome, decision, ended.first_exit)
             if isinstance(decision, GiveUp):
                 return decision
             budgets = decision.budgets_left
@@ -205,6 +207,7 @@ class AttemptLoop:
         plan = self._plan(number, coordinator, gang.size)
         info = {
             "started_at_s": time.time(),
+            "waited_s": round(self._clock() - decided_at, 3),  # for hosts; phases count from before
             "process_count": plan.process_count,
             "host_count": gang.size.host_count,
             "workers": {"min": gang.size.least, "max": gang.size.most},

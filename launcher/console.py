@@ -101,13 +101,16 @@ class Console:
     def ready(self, attempt: int, seconds: float) -> None:
         pass  # the panel shows it
 
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
-        pass  # the attempt's end says who ended it
-
     def first_step(self, attempt: int, seconds: float) -> None:
         self.say(f"attempt {attempt}: first step after {seconds:.1f} s")
 
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None:
         text = f"attempt {attempt} {outcome.kind}: {outcome.reason}"
         if isinstance(decision, Restart):
             wait = f" in {decision.delay_s:.1f} s" if decision.delay_s else ""

@@ -122,7 +122,6 @@ class Events:
         self._clock = clock
         self._attempt = 0
         self._counts = StepCounts(0)
-        self._exits: dict[int, WorkerExit] = {}
         self._told: dict[str, Any] = {}
         self._told_at = 0.0
 
@@ -131,7 +130,7 @@ class Events:
         self._watcher.waiting(attempt, need, left_s)
 
     def attempt_started(self, attempt: int, size: GangSize) -> None:
-        self._attempt, self._counts, self._exits = attempt, StepCounts(size.process_count), {}
+        self._attempt, self._counts = attempt, StepCounts(size.process_count)
         self._told, self._told_at = self._counts.fields(), self._clock()
         fields = attempt_started_fields(
             attempt, size.process_count, size.host_count, size.least, size.most
@@ -179,14 +178,15 @@ class Events:
         )
         self._watcher.notice(attempt, notice)
 
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
-        self._exits[worker.process_index] = worker
-        self._watcher.worker_ended(attempt, worker)
-
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None:
         counts = self._counts.fields()
         index = outcome.first_worker
-        worker = None if index is None else self._exits.get(index)
         reached = None if index is None else self._counts.workers.get(index)
         self._writer.emit(
             "attempt_ended",
@@ -194,9 +194,9 @@ class Events:
             outcome=outcome.kind,
             reason=outcome.reason,
             first_worker=index,
-            first_worker_host=worker.host if worker else reached.host if reached else None,
-            exit_code=worker.exit_code if worker else None,
-            signal=signal_name(worker.signal) if worker and worker.signal is not None else None,
+            first_worker_host=first.host if first else reached.host if reached else None,
+            exit_code=first.exit_code if first else None,
+            signal=signal_name(first.signal) if first and first.signal is not None else None,
             min_step=counts["min_step"],
             max_step=counts["max_step"],
         )
@@ -208,7 +208,7 @@ class Events:
                 failures_left=decision.budgets_left.failures,
                 preemptions_left=decision.budgets_left.preemptions,
             )
-        self._watcher.attempt_ended(attempt, outcome, decision)
+        self._watcher.attempt_ended(attempt, outcome, decision, first)
 
 
 def run_started_fields(

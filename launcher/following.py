@@ -91,6 +91,7 @@ class Watcher(Protocol):
 
     waiting: there is no room for the gang; what it needs, and how much longer is waited for it.
     ready: all workers are in user code. Seconds count from the decision to start the attempt.
+    attempt_ended: `first` is how the first worker to fail ended, where it is known.
     """
 
     def waiting(self, attempt: int, need: str, left_s: float) -> None: ...
@@ -101,8 +102,13 @@ class Watcher(Protocol):
     def ready(self, attempt: int, seconds: float) -> None: ...
     def first_step(self, attempt: int, seconds: float) -> None: ...
     def notice(self, attempt: int, notice: PreemptionNotice) -> None: ...
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None: ...
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None: ...
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -123,8 +129,9 @@ class Keep:
 class Ended:
     """How an attempt ended, whether all workers stepped, their reports, and what they asked for.
 
-    `steady_s` is how long it went on after all had stepped, or were in user code where none says
-    its steps. `preemption` is for the record, a mapping for each notice.
+    `first_exit` is how the outcome's first worker ended, where that was seen. `steady_s` is how
+    long it went on after all had stepped, or were in user code where none says its steps.
+    `preemption` is for the record, a mapping for each notice.
     """
 
     outcome: Outcome
@@ -134,6 +141,7 @@ class Ended:
     asked: Answers
     steady_s: float = 0.0
     preemption: Sequence[Mapping[str, Any]] = ()
+    first_exit: WorkerExit | None = None
 
 
 class Following:
@@ -230,6 +238,7 @@ class Following:
             asked,
             steady_s,
             self._preemption.facts(),
+            next((e for e in self._exits if e.process_index == outcome.first_worker), None),
         )
 
     @property
@@ -255,7 +264,6 @@ class Following:
                 self._runs(event)
             case WorkerExit():
                 self._exits.append(event)
-                self._watcher.worker_ended(self._plan.attempt, event)
                 self._watch.ended(event.process_index)
                 self._stop_at(self._preemption.ended(event.process_index))
             case PreemptionNotice():

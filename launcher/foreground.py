@@ -109,7 +109,8 @@ def follow(run: Run, address: str | None, as_json: bool) -> NoReturn:
             argument = run_dir_argument(run.record.store.url)
             console.say(f"restart it with: hotstart restart {run.name}{argument}")
     console.flush()
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     # Ray, broken off by a signal, may abort as Python ends; so may a thread that is in native code.
     if decision.exit_code == 130 or is_looking():
         os._exit(int(decision.exit_code))

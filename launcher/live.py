@@ -27,16 +27,17 @@ class Live:
         self._lock = threading.Lock()
         self._attempt: int | None = None
         self._workers: dict[int, Reached] = {}
+        self._waiting: dict[str, Any] | None = None
 
     def says(self) -> dict[str, Any]:
-        """Attempt and workers as a JSON object; empty between attempts.
+        """Attempt and workers as a JSON object; between attempts what hosts are waited for, if any.
 
         A worker is `[process index, host, phase, last step]`; `programs` are all workers' hits
         and compilations so far.
         """
         with self._lock:
             if self._attempt is None:
-                return {}
+                return {} if self._waiting is None else {"waiting": self._waiting}
             workers = [
                 [index, reached.host, reached.phase, reached.last_step]
                 for index, reached in sorted(self._workers.items())
@@ -46,11 +47,13 @@ class Live:
             return {"attempt": self._attempt, "workers": workers, "programs": programs}
 
     def waiting(self, attempt: int, need: str, left_s: float) -> None:
+        with self._lock:
+            self._waiting = {"attempt": attempt, "text": need, "left_s": round(left_s, 1)}
         self._watcher.waiting(attempt, need, left_s)
 
     def attempt_started(self, attempt: int, size: GangSize) -> None:
         with self._lock:
-            self._attempt, self._workers = attempt, {}
+            self._attempt, self._workers, self._waiting = attempt, {}, None
         self._watcher.attempt_started(attempt, size)
 
     def output(self, output: Output) -> None:
@@ -73,10 +76,13 @@ class Live:
     def notice(self, attempt: int, notice: PreemptionNotice) -> None:
         self._watcher.notice(attempt, notice)
 
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
-        self._watcher.worker_ended(attempt, worker)
-
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None:
         with self._lock:
             self._attempt = None
-        self._watcher.attempt_ended(attempt, outcome, decision)
+        self._watcher.attempt_ended(attempt, outcome, decision, first)

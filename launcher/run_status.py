@@ -88,6 +88,7 @@ def run_status(
         "owner": None if facts.owner is None else _owner(facts.owner, facts.state, watched),
         "attempts": len(facts.attempts),
         "attempt": None if last is None else _attempt(last, says),
+        "waiting": _waiting(says),
         "reasons": [
             {"attempt": a.attempt, "outcome": a.end.get("outcome"), "reason": a.end.get("reason")}
             for a in facts.attempts[-_SHOWN_REASONS:]
@@ -122,6 +123,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
             steps = [w["last_step"] for w in workers if w["last_step"] is not None]
             reached = f", steps {min(steps)} to {max(steps)}" if steps else ""
             yield f"  and {len(workers) - _SHOWN_WORKERS} more{reached}; --json has all"
+    if status["waiting"] is not None:
+        yield f"attempt {status['waiting']['attempt']} waits for hosts: {status['waiting']['text']}"
     for reason in status["reasons"]:
         yield f"attempt {reason['attempt']} ended: {reason['outcome']}: {reason['reason']}"
     for command in status["next"]:
@@ -185,6 +188,13 @@ def _attempt(facts: AttemptFacts, says: Mapping[str, Any]) -> dict[str, Any]:
         "process_count": int(facts.start.get("process_count") or 0),
         "workers": workers or [_reported_worker(report) for report in facts.workers],
     }
+
+
+def _waiting(says: Mapping[str, Any]) -> dict[str, Any] | None:
+    match says.get("waiting"):
+        case {"attempt": int(attempt), "text": str(text)}:
+            return {"attempt": attempt, "text": text}
+    return None
 
 
 def _live_worker(worker: list[Any]) -> dict[str, Any]:

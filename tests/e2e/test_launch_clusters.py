@@ -75,12 +75,15 @@ def test_launch_that_does_not_fit_says_so_and_gives_up(here: Site) -> None:
         "{CPU: 2} are free; lacking: 1 x {CPU: 1} free"
     )
     gave_up = f"{needs}; gave up after 3 s (timeouts.placement_s)"
-    assert finished.stderr.splitlines()[1:] == [
+    assert finished.stderr.splitlines()[-2:] == [
         f"hotstart {needs}; waiting up to 3 s",
         f"hotstart: {gave_up}",
     ]
-    begun, waiting, _, ended = finished.events
-    assert (begun["event"], waiting["event"]) == ("run_started", "waiting_for_hosts")
+    _, *notes, waiting, _, ended = finished.events
+    assert [e["event"] for e in finished.events] == [
+        *("run_started", "note", "note", "waiting_for_hosts", "report", "run_ended")
+    ]
+    assert all("directory that all 3 hosts share" in note["text"] for note in notes)
     assert (waiting["attempt"], waiting["text"], waiting["left_s"]) == (1, needs, 3.0)
     assert [ended[name] for name in ("state", "exit_code", "reason", "may_restart")] == [
         *("failed", 1, gave_up, True)

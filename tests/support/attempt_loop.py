@@ -163,6 +163,7 @@ class Told:
         self.reached_last: dict[int, Reached] = {}
         self.all_ready: list[tuple[int, float]] = []
         self.first_steps: list[tuple[int, float]] = []
+        self.first_exits: list[WorkerExit | None] = []
         self.ended: list[tuple[int, Outcome, Restart | GiveUp]] = []
 
     def waiting(self, attempt: int, need: str, left_s: float) -> None:
@@ -186,14 +187,18 @@ class Told:
     def ready(self, attempt: int, seconds: float) -> None:
         self.all_ready.append((attempt, seconds))
 
-    def worker_ended(self, attempt: int, worker: WorkerExit) -> None:
-        pass
-
     def first_step(self, attempt: int, seconds: float) -> None:
         self.first_steps.append((attempt, seconds))
 
-    def attempt_ended(self, attempt: int, outcome: Outcome, decision: Restart | GiveUp) -> None:
+    def attempt_ended(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        decision: Restart | GiveUp,
+        first: WorkerExit | None = None,
+    ) -> None:
         self.ended.append((attempt, outcome, decision))
+        self.first_exits.append(first)
 
 
 class FakeAhead:

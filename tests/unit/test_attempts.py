@@ -168,6 +168,16 @@ def test_loop_output_that_comes_after_the_last_exit_is_shown() -> None:
     assert bench.told.lines == ["attempt 1", "early", "late"]
 
 
+def test_loop_tells_and_records_how_the_first_worker_to_fail_ended() -> None:
+    bench = Bench(KILLED, DONE)
+    bench.run()
+    assert bench.told.first_exits == [ended(1, None, 9), None]
+    assert [a.end["first_exit"] for a in bench.record.attempts() if a.end] == [
+        {"host": ended(1).host, "exit_code": None, "signal": 9},
+        None,
+    ]
+
+
 def test_loop_events_of_an_earlier_attempt_are_left_out() -> None:
     bench = Bench(KILLED, Script([[Output(0, ("second",))], [ended(0), ended(1)]]))
     loose = (1, ended(0, 1))

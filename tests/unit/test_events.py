@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from hotstart.cache.errors import TransientError
 from hotstart.launcher.cli import main
 from hotstart.launcher.console import Console
 from hotstart.launcher.errors import ExitCode
@@ -39,6 +40,8 @@ KILLED = WorkerExit(1, None, 9, "host-b", 4.0, stopped=False)
 FAILED = Outcome("failed", "process 1 on host-b was killed by SIGKILL", 1)
 ELSEWHERE = OwnerIdentity("host-b", "bob", 42, 80, "boot-b", "pid:[1]")
 SIZE = GangSize(2, 2, 2, 4)
+EXIT = {"host": "host-b", "exit_code": None, "signal": 9}
+NEED = {"attempt": 2, "text": "needs 4 x {GPU: 8}", "left_s": 9.0}
 
 
 class Told:
@@ -169,9 +172,7 @@ def test_event_of_a_preemption_notice_has_its_facts_and_its_line(told: Told) -> 
 def test_events_of_an_attempt_that_ends_say_who_ended_it_and_what_is_next(told: Told) -> None:
     told.watcher.attempt_started(1, SIZE)
     told.watcher.reached(Reached(0, "a", "first_step", 7))
-    told.watcher.worker_ended(1, WorkerExit(0, 1, None, "a", 4.1, stopped=False))
-    told.watcher.worker_ended(1, KILLED)
-    told.watcher.attempt_ended(1, FAILED, Restart(1.5, Budgets(2, 100, 1, 0)))
+    told.watcher.attempt_ended(1, FAILED, Restart(1.5, Budgets(2, 100, 1, 0)), KILLED)
     *_, ended, _ = told
     assert {name: ended[name] for name in EVENTS["attempt_ended"]} == {
         "attempt": 1,
@@ -280,7 +281,7 @@ class Recorded:
 
     def start(self, attempt: int) -> None:
         info = {"process_count": 2, "host_count": 2, "workers": {"min": 2, "max": 4}}
-        self.record.start_attempt(attempt, {**info, "started_at_s": 1000.0})
+        self.record.start_attempt(attempt, {**info, "started_at_s": 1000.0, "waited_s": 1.5})
 
     def follow(self, *between: Callable[[], object]) -> list[dict[str, Any]]:
         """What is told, one thing done each time that the follower waits."""
@@ -304,7 +305,9 @@ def test_recorded_events_tell_a_run_from_its_start_to_its_end() -> None:
         lambda: scene.start(1),
         lambda: record.first_step(1, steps),
         lambda: scene.beat(1, {"attempt": 1, "workers": workers, "programs": [5, 1]}),
-        lambda: record.end_attempt(1, FAILED, {"ended_at_s": 1009.0}),
+        lambda: record.end_attempt(1, FAILED, {"ended_at_s": 1009.0, "first_exit": EXIT}),
+        lambda: scene.beat(2, {"waiting": NEED}),
+        lambda: scene.beat(3, {"waiting": {**NEED, "left_s": 5.0}}),
         lambda: scene.start(2),
         lambda: record.end_attempt(2, Outcome("done", "all", None), {"ended_at_s": 1020.0}),
         lambda: record.finish("done", 0, "all", epoch=1),
@@ -315,17 +318,21 @@ def test_recorded_events_tell_a_run_from_its_start_to_its_end() -> None:
         ("first_step", 1),
         ("steps", 1),
         ("attempt_ended", 1),
+        ("waiting_for_hosts", 2),
         ("attempt_started", 2),
         ("attempt_ended", 2),
         ("report", None),
         ("run_ended", None),
     ]
-    begun, started, first, stepped, ended, *_, last = events
+    begun, started, first, stepped, ended, waiting, *_, last = events
     assert (begun["restart"], begun["host"], begun["pid"]) == (False, "host-b", 42)
     assert (started["at"], started["workers_wanted"]) == (AT, {"min": 2, "max": 4})
-    assert (first["at"], first["seconds"]) == ("1970-01-01T00:16:44.500+00:00", 4.5)
+    assert (first["at"], first["seconds"]) == ("1970-01-01T00:16:43.000+00:00", 4.5)
     assert (stepped["min_step"], stepped["slowest_worker"], stepped["hits"]) == (2, 1, 5)
-    assert (ended["outcome"], ended["first_worker_host"]) == ("failed", "b")
+    assert (ended["outcome"], ended["first_worker_host"], ended["signal"]) == (
+        *("failed", "host-b", "SIGKILL"),
+    )
+    assert {name: waiting[name] for name in NEED} == NEED
     assert (last["state"], [a["outcome"] for a in last["attempts"]]) == ("done", ["failed", "done"])
     for event in events:
         assert tuple(event) == ("schema", "event", "at", "run", *EVENTS[event["event"]])
@@ -342,6 +349,57 @@ def test_recorded_events_of_a_run_that_is_over_tell_it_at_once() -> None:
         ("attempt_started", 2),
         ("attempt_ended", 2),
     ]
+
+
+def test_recorded_events_wait_for_an_end_that_is_recorded_beside_the_next_start() -> None:
+    scene = Recorded()
+    scene.start(1)
+    events = scene.follow(
+        lambda: scene.start(2),
+        lambda: scene.record.end_attempt(1, FAILED, {}),
+        lambda: scene.record.finish("failed", 1, "no", epoch=1),
+    )
+    assert [(e["event"], e.get("attempt")) for e in events][1:4] == [
+        ("attempt_started", 1),
+        ("attempt_ended", 1),
+        ("attempt_started", 2),
+    ]
+
+
+def test_recorded_events_of_an_attempt_whose_driver_died_go_on_with_the_next() -> None:
+    scene = Recorded()
+    scene.start(1)
+    scene.start(2)
+    quiet = [lambda: None] * 9
+    events = scene.follow(
+        *quiet, lambda: None, lambda: scene.record.finish("failed", 1, "no", epoch=1)
+    )
+    assert [(e["event"], e.get("attempt")) for e in events][1:3] == [
+        ("attempt_started", 1),
+        ("attempt_started", 2),
+    ]
+
+
+def test_recorded_events_outlive_an_outage_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Recorded()
+    scene.start(1)
+    get, outages = scene.record.store.get, iter([True, True, False, True])
+
+    def out(name: str) -> bytes | None:
+        if name.endswith("/start") and next(outages, False):
+            raise TransientError("the store is out\nand more")
+        return get(name)
+
+    monkeypatch.setattr(scene.record.store, "get", out)
+    events = scene.follow(
+        *[lambda: None] * 2, lambda: scene.record.finish("failed", 1, "no", epoch=1), lambda: None
+    )
+    assert [e["event"] for e in events] == [
+        *("run_started", "attempt_started", "report", "run_ended")
+    ]
+    assert caplog.messages[0] == "the record of run lm-1: the store is out"
 
 
 def test_recorded_events_end_where_no_beat_comes_for_as_long_as_a_takeover_waits() -> None:

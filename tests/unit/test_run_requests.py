@@ -10,9 +10,12 @@ import pytest
 
 from hotstart.conf.errors import ConfigError
 from hotstart.conf.load import job_from_yaml, job_with
+from hotstart.launcher.console import Console
 from hotstart.launcher.identity import OwnerIdentity
+from hotstart.launcher.live import Live
 from hotstart.launcher.outcome import Outcome
 from hotstart.launcher.ownership import take_ownership
+from hotstart.launcher.placement import GangSize
 from hotstart.launcher.record import RunRecord
 from hotstart.launcher.run_status import run_status, status_lines
 from hotstart.launcher.stopping import stop_reason, stop_run, stopped_line
@@ -217,6 +220,20 @@ def test_status_of_an_owner_elsewhere_without_a_beat_is_lost_after_the_time_to_l
 
     assert (found["state"], sum(clock.slept)) == (state, watch_s)
     assert found["next"][0] == "hotstart restart lm-1"
+
+
+def test_status_of_a_run_that_waits_for_hosts_says_what_is_lacking(record, look, clock):
+    owner = take_ownership(record, ANN, clock=clock, sleep=clock.sleep)
+    says = Live(Console("lm-1", 4))
+    says.waiting(1, "needs 4 x {GPU: 8}; lacking: 1 host", 299.96)
+
+    found = look(during=lambda: owner.beat(says.says()))
+
+    assert found["waiting"] == {"attempt": 1, "text": "needs 4 x {GPU: 8}; lacking: 1 host"}
+    line = "attempt 1 waits for hosts: needs 4 x {GPU: 8}; lacking: 1 host"
+    assert line in list(status_lines(found))
+    says.attempt_started(1, GangSize(4, 4, 4, 4))
+    assert "waiting" not in says.says()
 
 
 def test_status_of_an_owner_here_needs_no_watching(record, look, clock):
