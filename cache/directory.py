@@ -26,7 +26,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hotstart.cache.errors import AccessDenied, RejectedRequest, StoreError, StoreMissing
+from hotstart.cache.directory_errors import translate
+from hotstart.cache.errors import StoreError
 from hotstart.cache.eviction import ENTRIES, PINS, SizeBound, pin_folder
 from hotstart.cache.folders import NO_HARD_LINKS, locked, make_folder
 from hotstart.cache.store import ObjectStat, check_name, normalize_location
@@ -237,6 +238,9 @@ class DirectoryStore:
             raise ValueError(f"invalid object name {name!r} in a directory")
         return self._root / name
 
+    def _translate(self, error: OSError, verb: str, path: Path) -> StoreError:
+        return translate(error, verb, path, self._root)
+
     def _prepare(self) -> None:
         if self._is_prepared:
             return
@@ -344,29 +348,6 @@ class DirectoryStore:
             with contextlib.suppress(FileNotFoundError, PermissionError):  # gone, or another user's
                 if now - path.stat().st_mtime > STALE_AFTER_S:
                     path.unlink()
-
-    def _translate(self, error: OSError, verb: str, path: Path) -> StoreError:
-        failed = f"cannot {verb} {path}: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StoreError(f"{failed}; the disk or the quota is full: free space or set a bound")
-        if error.errno == errno.EROFS:
-            return AccessDenied(f"{failed}; choose a directory that can be written")
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK):
-            return RejectedRequest(
-                f"{failed}; this file system lacks what a store needs, such as locks: choose a "
-                f"directory on another one, or gs://"
-            )
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return AccessDenied(f"{failed}; check the permissions, or choose another directory")
-        if self._root.exists() and not self._root.is_dir():
-            return StoreMissing(f"{failed}; {self._root} is a file: choose a directory")
-        if isinstance(error, FileNotFoundError):
-            return StoreMissing(f"{failed}; is another program removing {self._root}?")
-        if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
-            return RejectedRequest(f"{failed}; a name cannot be an object and a folder at once")
-        if error.errno == errno.ENAMETOOLONG:
-            return RejectedRequest(f"{failed}; shorten what is between two slashes")
-        return StoreError(f"{failed}; check the file system")
 
 
 def _open_unnoticed(path: str, flags: int) -> int:
