@@ -110,6 +110,7 @@ def _attempt(facts: AttemptFacts) -> dict[str, Any]:
         "reason": end.get("reason"),
         "first_worker": end.get("first_worker"),
         "started_at": _iso(facts.start.get("started_at_s")),
+        "waited_s": _number(facts.start.get("waited_s")) or 0.0,
         "ended_at": _iso(end.get("ended_at_s")),
         "process_count": count,
         "host_count": _number(facts.start.get("host_count")),

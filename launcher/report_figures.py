@@ -58,6 +58,12 @@ def seconds_between(earlier: str | None, later: str | None) -> float | None:
     return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
 
 
+def decided_s(report: Mapping[str, Any], attempt: Mapping[str, Any]) -> float | None:
+    """When it was decided to start an attempt, from which its phases count, after the launch."""
+    start_s = seconds_between(report["launched_at"], attempt["started_at"])
+    return None if start_s is None else start_s - float(attempt["waited_s"])
+
+
 def phase_spans(worker: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     """Each phase that a worker has reached, and when it began and ended: seconds of its attempt."""
     at_s = 0.0
@@ -72,10 +78,12 @@ def bars(report: Mapping[str, Any]) -> list[Bar]:
     """The timeline's bars; an attempt without an end goes on until its last phase."""
     found = []
     for attempt in report["attempts"]:
-        start_s = seconds_between(report["launched_at"], attempt["started_at"])
+        start_s = decided_s(report, attempt)
         if start_s is None:
             continue
         length_s = seconds_between(attempt["started_at"], attempt["ended_at"])
+        if length_s is not None:
+            length_s += attempt["waited_s"]
         for worker in attempt["workers"]:
             index, number = worker["process_index"], attempt["attempt"]
             last_s = 0.0
@@ -184,7 +192,7 @@ def slowest_programs(programs: Sequence[Mapping[str, Any]]) -> go.Figure:
 def _add_first_steps(figure: go.Figure, report: Mapping[str, Any]) -> None:
     points = []
     for attempt in report["attempts"]:
-        start_s = seconds_between(report["launched_at"], attempt["started_at"])
+        start_s = decided_s(report, attempt)
         for worker in attempt["workers"]:
             step_s = worker["phases"]["first_step"]
             if start_s is not None and step_s is not None:

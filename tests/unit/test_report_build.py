@@ -62,7 +62,7 @@ def record(store):
 
 def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, clock):
     owned = take_ownership(record, ELSEWHERE, clock=clock, sleep=clock.sleep)
-    started = {"started_at_s": 1_795_537_802.5, "cache": CACHE, "process_count": 1}
+    started = {"started_at_s": 1_795_537_802.5, "waited_s": 0.2, "cache": CACHE, "process_count": 1}
     record.start_attempt(1, {**started, "host_count": 1, "workers": {"min": 1, "max": 2}})
     record.worker_report(1, 0, worker(0, 14.2))
     host = {
@@ -102,6 +102,7 @@ def test_report_of_a_finished_run_has_exactly_the_documented_fields(record, cloc
                 "reason": "all 1 workers exited with code 0",
                 "first_worker": None,
                 "started_at": "2026-11-24T16:30:02.500+00:00",
+                "waited_s": 0.2,
                 "ended_at": "2026-11-24T16:30:12.500+00:00",
                 "process_count": 1,
                 "host_count": 1,
