@@ -96,12 +96,24 @@ def _not_made(
         return was, now
     made = [(f(before), f(after)) for before, after in sizes for f in _MADE]
     for value, other in itertools.product(list(was), list(now)):
-        if was[value] and now[other] and any(
-            math.isclose(value, m, rel_tol=1e-2) and math.isclose(other, n, rel_tol=1e-2)
-            for m, n in made
-        ):  # fmt: skip
-            del was[value], now[other]
+        if was[value] and now[other]:
+            both = (
+                math.isclose(value, m, rel_tol=1e-2) and math.isclose(other, n, rel_tol=1e-2)
+                for m, n in made
+            )
+            if _are_sizes(value, other, sizes) or any(both):
+                del was[value], now[other]
     return was, now
+
+
+def _are_sizes(value: float, other: float, sizes: set[tuple[int, int]]) -> bool:
+    """Of what is made of several arguments, or lacks an end of one."""
+    if not (value.is_integer() and other.is_integer() and min(value, other) > 1):
+        return False
+    return any(
+        other - value == after - before or other * before == value * after
+        for before, after in sizes
+    )
 
 
 def _sizes(pairs: Sequence[Pair], axes: Collection[tuple[int, int]]) -> set[tuple[int, int]]:

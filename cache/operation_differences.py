@@ -17,9 +17,15 @@ from hotstart.cache.constant_differences import (
     constants_of,
     with_plain_number,
 )
+from hotstart.cache.inner_shardings import (
+    axis_sizes,
+    specs_of,
+    with_axes_of,
+    without_specs,
+)
 from hotstart.cache.program_text import ProgramText, operation_of
 from hotstart.cache.setting_effects import is_known, precisions, without_effects
-from hotstart.cache.sharding_text import readable, readable_mesh
+from hotstart.cache.sharding_text import readable_mesh
 from hotstart.cache.signature_differences import Change, ChangeKind, Pair
 
 _SHOWN = 6  # lines of operations
@@ -39,54 +45,9 @@ _WITH_CLASS = {  # an integer's division is not a float's
     for name in ("sign", "select", "compare", "and", "or", "not", "divide", "remainder", "floor")
 }
 _WITH_SHARDING = frozenset(_PLUMBING) | {"stablehlo.custom_call"}
-_MANUAL = re.compile(
-    r"sdy\.manual_computation\(.*?\) in_shardings=\[(.*?)\] out_shardings=\[(.*?)\] "
-    r"manual_axes=(\{.*?\})"
-)
-_CONSTRAINT = re.compile(r"sdy\.sharding_constraint % (<.*>) :")
-_MESH_NAME = re.compile(r"<@(\w+),")
-_AXIS = re.compile(r'"(\w+)"')
 _SAME_TYPE = re.compile(r"^% = stablehlo\.convert % : tensor<\w+>$")
 _FROM_NUMBER = re.compile(r"^% = stablehlo\.convert % : (?:tensor<\w+>$|\(tensor<[a-z]\w*>\))")
 _WEAK = "a number of Python's (weakly typed) became an array, or the other way round"
-
-
-def inner_shardings(
-    before: ProgramText, after: ProgramText, other_devices: bool, *, follows: bool = False
-) -> Iterator[Change]:
-    """The specs of `shard_map` and of sharding constraints, which stand in the operations."""
-    gone, new = _specs(before), _specs(after)
-    for name in sorted({*gone} & {*new}):
-        if gone[name] == new[name]:
-            continue
-        was, now = (", ".join(sorted(found[name])) for found in (gone, new))
-        text = f"the sharding that {name} asks for is {now} and was {was}"
-        by_devices = other_devices and _SIZE.sub("", was) == _SIZE.sub("", now)
-        yield Change("sharding", name, was, now, text, follows or by_devices)
-
-
-_SIZE = re.compile(r"=\d+")
-
-
-def resizes(change: Change) -> bool:
-    """Whether a device's part of an argument may have another shape by it: more than names."""
-    was, now = (re.sub(r"'\w+'|\w+=", "", text or "") for text in (change.before, change.after))
-    return was != now
-
-
-def _specs(program: ProgramText) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for line in program.lines or ():
-        if match := _MANUAL.search(line):
-            mesh = _MESH_NAME.search(line)
-            sizes = readable_mesh(program.meshes.get(mesh[1], "") if mesh else "")
-            axes = _AXIS.findall(match[3])
-            over = [s for s in sizes.split(", ") if s.partition("=")[0] in axes] or axes
-            spec = f"in {readable(match[1])}, out {readable(match[2])} over {', '.join(over)}"
-            found.setdefault("shard_map", set()).add(spec)
-        elif match := _CONSTRAINT.search(line):
-            found.setdefault("a sharding constraint", set()).add(readable(match[1]))
-    return found
 
 
 def code(
@@ -128,16 +89,16 @@ def code(
         text = f"its operations differ as {' and '.join(settings)} brings about"
         yield Change("code", "the operations", _shown(gone), _shown(new), text, follows=True)
         return
-    if {*_specs(before)} & {*_specs(after)}:  # told already
-        left = _without_specs(left[0]), _without_specs(left[1])
+    if {*specs_of(before)} & {*specs_of(after)}:  # told already
+        left = without_specs(left)
     if before.meshes != after.meshes:
-        left = _with_axes_of(left, before, after)
+        left = with_axes_of(left, before, after)
     is_weak, left = _weak_numbers(left, pairs, signature)
     if is_weak:
         yield Change("dtype", "a number of Python's", None, None, _WEAK)
     gone, new = map(_besides_frame, left)
     if gone or new:
-        axes = _axis_sizes(before, after)
+        axes = axis_sizes(before, after)
         yield _code(gone, new, pairs, signature, other_devices, other_jax, settings, axes)
 
 
@@ -160,7 +121,7 @@ def _code(
     }
     precise = precisions(gone) != precisions(new)
     constants = constants_differ(gone, new, pairs, signature, axes)
-    strange = _has_strange_types(gone, new, pairs)
+    strange = signature == {"dtype"} and not other_jax and _has_strange_types(gone, new, pairs)
     told = free is not None and (
         bool(kinds) or precise or constants or strange or not (typed or other_devices)
     )
@@ -219,40 +180,10 @@ def _has_strange_types(gone: Counter[str], new: Counter[str], pairs: Sequence[Pa
         {_class(t) for line in lines for t in _TYPE.findall(line) if t != "i1"}
         for lines in (gone, new)
     )
-    return bool((was ^ now) - known) and bool(pairs)
+    return bool({"f", "i"} & ((was ^ now) - known))
 
 
 _TYPE = re.compile(r"tensor<(?:[\d?]+x)*(\w+)>")
-
-
-def _without_specs(lines: Counter[str]) -> Counter[str]:
-    return Counter({line: n for line, n in lines.items() if not line.startswith("% = sdy.")})
-
-
-def _with_axes_of(
-    lines: tuple[Counter[str], Counter[str]], before: ProgramText, after: ProgramText
-) -> tuple[Counter[str], Counter[str]]:
-    """Without lines that differ only in how an axis of the mesh is called."""
-    names: dict[str, str] = {}
-    for mesh in {*before.meshes} & {*after.meshes}:
-        axes = [_AXIS.findall(program.meshes[mesh]) for program in (before, after)]
-        if len(axes[0]) == len(axes[1]):
-            names |= dict(zip(*axes, strict=True))
-    gone: Counter[str] = Counter()
-    for line, count in lines[0].items():
-        gone[_AXIS.sub(lambda match: f'"{names.get(match[1], match[1])}"', line)] += count
-    return gone - lines[1], lines[1] - gone
-
-
-def _axis_sizes(before: ProgramText, after: ProgramText) -> set[tuple[int, int]]:
-    found: set[tuple[int, int]] = set()
-    for mesh in {*before.meshes} & {*after.meshes}:
-        sizes = [
-            [int(size[1:]) for size in _SIZE.findall(program.meshes[mesh])]
-            for program in (before, after)
-        ]
-        found |= {*zip(*sizes, strict=False)}
-    return {(was, now) for was, now in found if was and now}
 
 
 def _telling(

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from hotstart.cache.operation_differences import code, inner_shardings, resizes
+from hotstart.cache.inner_shardings import inner_shardings, resizes
+from hotstart.cache.operation_differences import code
 from hotstart.cache.program_text import ProgramText
 from hotstart.cache.setting_effects import PRNG, SHARDY, X64
 from hotstart.cache.signature_differences import (

@@ -56,9 +56,9 @@ def entering(names: Iterable[str], before: ProgramText, after: ProgramText) -> l
         return found
     was, now = Counter(before.lines), Counter(after.lines)
     gone, new = was - now, now - was
-    return [name for name in found if name not in _ENTERS or _ENTERS[name](gone, new)] + (
-        [SHARDY] if SHARDY in found and _other_notation(before, after) else []
-    )
+    return [
+        name for name in found if name not in _ENTERS or _ENTERS[name](before, after, gone, new)
+    ]
 
 
 def without_effects(names: Collection[str], gone: Lines, new: Lines) -> tuple[Lines, Lines]:
@@ -70,13 +70,15 @@ def without_effects(names: Collection[str], gone: Lines, new: Lines) -> tuple[Li
         gone, new = (_but(lines, _is_conversion) for lines in (gone, new))
     if {X64, THREEFRY, PRNG} & {*names}:
         gone, new = (_but(lines, _is_of_random_bits) for lines in (gone, new))
+    if PRNG in names:
+        gone, new = (_but(lines, _is_of_a_loop) for lines in (gone, new))
     if SHARDY in names:
         gone, new = (_but(lines, _is_notation) for lines in (gone, new))
     return gone, new
 
 
 def is_known(name: str) -> bool:
-    return name in _ENTERS or name == SHARDY
+    return name in _ENTERS
 
 
 def without_precision(line: str) -> str:
@@ -92,34 +94,49 @@ def precisions(lines: Lines) -> Counter[tuple[str, str]]:
     return found
 
 
-def _has_random(gone: Lines, new: Lines) -> bool:
+def _has_random(before: ProgramText, after: ProgramText, gone: Lines, new: Lines) -> bool:
     return any(word in line for line in (*gone, *new) for word in _RANDOM)
 
 
-def _has_wide(gone: Lines, new: Lines) -> bool:
-    return any(_WIDE.search(line) for line in (*gone, *new))
+def _has_wide(before: ProgramText, after: ProgramText, gone: Lines, new: Lines) -> bool:
+    """Whether there are more types of 64 bits, or fewer: attributes have some as well."""
+    counts = [sum(n for line, n in lines.items() if _WIDE.search(line)) for lines in (gone, new)]
+    return counts[0] != counts[1]
 
 
-def _has_precision(gone: Lines, new: Lines) -> bool:
+def _has_precision(before: ProgramText, after: ProgramText, gone: Lines, new: Lines) -> bool:
     return precisions(gone) != precisions(new)
 
 
-def _other_notation(before: ProgramText, after: ProgramText) -> bool:
-    return any(
-        names(before) != names(after)
-        for names in (
-            lambda p: {n for v in (*p.arguments, *p.results) for n in v.attributes if "shard" in n},
-            lambda p: {n for n in p.operations if n.startswith("sdy.")},
-        )
+def _has_other_notation(before: ProgramText, after: ProgramText, gone: Lines, new: Lines) -> bool:
+    def notations(program: ProgramText) -> set[str]:
+        values = (*program.arguments, *program.results)
+        of_values = {name for value in values for name in value.attributes if "shard" in name}
+        return of_values | {name for name in program.operations if name.startswith("sdy.")}
+
+    return notations(before) != notations(after)
+
+
+def _has_other_generator(before: ProgramText, after: ProgramText, gone: Lines, new: Lines) -> bool:
+    """A program that has its keys from elsewhere goes on with the generator of those."""
+    was, now = (
+        {
+            word
+            for word in ("threefry", "rng_bit_generator")
+            for line in p.lines or ()
+            if word in line
+        }
+        for p in (before, after)
     )
+    return was != now
 
 
-_ENTERS: dict[str, Callable[[Lines, Lines], bool]] = {
+_ENTERS: dict[str, Callable[[ProgramText, ProgramText, Lines, Lines], bool]] = {
     THREEFRY: _has_random,
-    PRNG: _has_random,
+    PRNG: _has_other_generator,
     X64: _has_wide,
     PRECISION: _has_precision,
-    SHARDY: lambda gone, new: False,  # by its notation, see above
+    SHARDY: _has_other_notation,
 }
 
 
@@ -135,6 +152,11 @@ def _is_of_random_bits(line: str) -> bool:
     if name in _FRAME:
         return bool(types & {"ui32", "ui64"})
     return bool(types) and (types <= {"ui32", "ui64"} or name == "stablehlo.bitcast_convert")
+
+
+def _is_of_a_loop(line: str) -> bool:
+    """Threefry has one in it, which counts in integers."""
+    return bool(types := _types(line)) and types <= {"i1", "i32", "ui32"}
 
 
 def _is_conversion(line: str) -> bool:

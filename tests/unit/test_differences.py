@@ -578,6 +578,13 @@ def test_compare_shard_map_over_another_mesh_names_its_sizes() -> None:
     ]
 
 
+def test_compare_one_more_constraint_of_the_same_sharding_is_code() -> None:
+    line = '    %9 = sdy.sharding_constraint %0 <@mesh, [{{"d"}}, {{}}]> : tensor<8x4xf32>\n'
+    before = text(body=BODY + line, mesh=MESH)
+    after = text(body=BODY + line * 2, mesh=MESH)
+    assert [kind for kind, _ in named(described(before), described(after))] == ["code"]
+
+
 def test_compare_axis_of_another_name_is_no_change_of_code() -> None:
     summed = '      %3 = stablehlo.all_reduce %2, axes = [#stablehlo.axis_ref<name = "d">]\n'
     before = manual('{"d"}, {}', "tensor<4x4xf32>").replace(
