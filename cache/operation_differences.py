@@ -47,6 +47,11 @@ _WITH_CLASS = {  # an integer's division is not a float's
 _WITH_SHARDING = frozenset(_PLUMBING) | {"stablehlo.custom_call"}
 _SAME_TYPE = re.compile(r"^% = stablehlo\.convert % : tensor<\w+>$")
 _FROM_NUMBER = re.compile(r"^% = stablehlo\.convert % : (?:tensor<\w+>$|\(tensor<[a-z]\w*>\))")
+_TYPED_KEY = re.compile(r"^% = sdy\.sharding_constraint % <@empty_mesh, \[.*\]> : tensor<.*xui32>$")
+_TYPED = (
+    "a random key is typed (`jax.random.key`) and was an array of numbers (`PRNGKey`), or the "
+    "other way round"
+)
 _WEAK = "a number of Python's (weakly typed) became an array, or the other way round"
 
 
@@ -96,6 +101,9 @@ def code(
     is_weak, left = _weak_numbers(left, pairs, signature)
     if is_weak:
         yield Change("dtype", "a number of Python's", None, None, _WEAK)
+    is_typed, left = _typed_keys(left)
+    if is_typed:
+        yield Change("dtype", "a random key", None, None, _TYPED)
     gone, new = map(_besides_frame, left)
     if gone or new:
         axes = axis_sizes(before, after)
@@ -169,6 +177,22 @@ def _weak_numbers(
     )
     ranked = any(bool(p.before.shape) != bool(p.after.shape) for p in pairs)
     return not ranked and "dtype" not in signature and "arguments" not in signature, (gone, new)
+
+
+def _typed_keys(
+    lines: tuple[Counter[str], Counter[str]],
+) -> tuple[bool, tuple[Counter[str], Counter[str]]]:
+    """Whether there are more typed random keys, or fewer; and the other lines.
+
+    JAX leaves the numbers of a typed key where they are, by a constraint without a mesh.
+    """
+    counts = [sum(n for line, n in ls.items() if _TYPED_KEY.match(line)) for ls in lines]
+    if counts[0] == counts[1]:
+        return False, lines
+    gone, new = (
+        Counter({line: n for line, n in ls.items() if not _TYPED_KEY.match(line)}) for ls in lines
+    )
+    return True, (gone, new)
 
 
 def _has_strange_types(gone: Counter[str], new: Counter[str], pairs: Sequence[Pair]) -> bool:

@@ -781,3 +781,15 @@ def test_known_without_a_session_goes_by_its_writer_and_its_flags() -> None:
     flagged = replace(one, description=shaped(8, flags={"XLA_FLAGS": ["--xla_a"]}))
     assert one.session != flagged.session
     assert replace(one, writer="").session == ""
+
+
+def test_compare_typed_random_key_is_a_dtype_and_no_code() -> None:
+    typed = "    %9 = sdy.sharding_constraint %arg0 <@empty_mesh, [{{}}]> : tensor<2xui32>\n"
+    before, after = text(first="tensor<2xui32>"), text(first="tensor<2xui32>", body=BODY + typed)
+    assert named(described(before), described(after)) == [
+        (
+            "dtype",
+            "a random key is typed (`jax.random.key`) and was an array of numbers (`PRNGKey`), or "
+            "the other way round",
+        )
+    ]
