@@ -259,7 +259,7 @@ def results(
                 is_now, has_been = (value or "not set" for value in values[::-1])
                 text = f"{name} of result {i} is {is_now} and was {has_been}"
                 kind: ChangeKind = "code" if name == "jax.result_info" else "layout"
-                yield Change(kind, f"result {i}", *values, text)
+                yield Change(kind, f"result {i}", *values, text, kind in signature - {"code"})
 
 
 def _other_operations(before: ProgramText, after: ProgramText) -> bool:

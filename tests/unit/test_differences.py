@@ -793,3 +793,16 @@ def test_compare_typed_random_key_is_a_dtype_and_no_code() -> None:
             "the other way round",
         )
     ]
+
+
+def test_compare_memory_of_a_result_follows_from_that_of_an_argument() -> None:
+    placed = ' {mhlo.memory_kind = "pinned_host"}'
+    result = '(tensor<8x4xf32> {mhlo.memory_kind = "device"})'
+    after = text(attributes=placed, result=result).replace("-> ((", "-> (").replace(")) {", ") {")
+    found = compare(described(), described(after))
+    assert [c.text for c in found.causes] == [
+        'mhlo.memory_kind of argument 0 (w) is "pinned_host" and was not set'
+    ]
+    assert [c.text for c in found.follows] == [
+        'mhlo.memory_kind of result 0 is "device" and was not set'
+    ]
