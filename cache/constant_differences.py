@@ -14,7 +14,7 @@ from hotstart.cache.signature_differences import ChangeKind, Pair
 CONSTANT = re.compile(
     r"^(?:% = )?(?:stablehlo\.)?constant dense<(-?[\d.]+(?:[eE][+-]?\d+)?|true|false)>"
 )
-_SINGLE = re.compile(r"(dense<)(-?[\d.]+(?:[eE][+-]?\d+)?)(> : tensor<(?:\d+x)*f32>)")
+_SINGLE = re.compile(r"(dense<)(-?[\d.]+(?:[eE][+-]?\d+)?)(> : tensor<(?:\d+x)*(f32|bf16|f16)>)")
 _NUMBERS = 64  # different ones that are looked at
 # What JAX makes of a size: the size itself, a mean's divisor or factor, a last index, a scale.
 _MADE: tuple[Callable[[float], float], ...] = (
@@ -59,16 +59,25 @@ def constants_of(lines: Counter[str]) -> Iterator[float]:
 
 
 def with_plain_number(line: str) -> str:
-    """With a number of 32 bits as it stands in the code: 0.95 for 0.949999988."""
-    return _SINGLE.sub(lambda match: f"{match[1]}{_shortest(float(match[2]))}{match[3]}", line)
+    """With a number as it stands in the code: 0.95 for 0.949999988 of 32 bits."""
+    return _SINGLE.sub(lambda m: f"{m[1]}{_shortest(float(m[2]), m[4])}{m[3]}", line)
 
 
-def _shortest(value: float) -> str:
+def _stored(value: float, dtype: str) -> int | bytes:
+    if dtype == "f16":
+        return struct.pack("<e", value)
+    bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    if dtype == "f32":
+        return bits
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # the nearest, of ties the even one
+
+
+def _shortest(value: float, dtype: str) -> str:
     try:
-        packed = struct.pack("f", value)
+        stored = _stored(value, dtype)
         texts = (f"{value:.{digits}g}" for digits in range(1, 10))
-        text = next(t for t in texts if struct.pack("f", float(t)) == packed)
-    except (OverflowError, StopIteration):
+        text = next(t for t in texts if _stored(float(t), dtype) == stored)
+    except (OverflowError, StopIteration, struct.error):
         return str(value)
     return text if "." in text or "e" in text else f"{text}.0"
 

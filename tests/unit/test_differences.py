@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hotstart.cache.constant_differences import with_plain_number
 from hotstart.cache.description import COMPONENTS, Description, from_text, to_text
 from hotstart.cache.differences import compare
 from hotstart.cache.explain import Known, nearest
@@ -806,3 +807,19 @@ def test_compare_memory_of_a_result_follows_from_that_of_an_argument() -> None:
     assert [c.text for c in found.follows] == [
         'mhlo.memory_kind of result 0 is "device" and was not set'
     ]
+
+
+@pytest.mark.parametrize(
+    ("printed", "dtype", "plain"),
+    [
+        ("0.949999988", "f32", "0.95"),
+        ("5.004880e-02", "bf16", "0.05"),
+        ("8.984370e-01", "bf16", "0.9"),
+        ("9.997560e-02", "f16", "0.1"),
+        ("2.000000e+00", "bf16", "2.0"),
+        ("3.400000e+38", "f16", "3.4e+38"),
+    ],
+)
+def test_number_is_shown_as_it_stands_in_the_code(printed: str, dtype: str, plain: str) -> None:
+    line = f"constant dense<{printed}> : tensor<{dtype}>"
+    assert with_plain_number(line) == f"constant dense<{plain}> : tensor<{dtype}>"
