@@ -17,6 +17,8 @@ Its text is the base64 of zlib-compressed JSON:
     compression, hook
     settings    JAX's settings that enter into tracing
     program     see program_text.py; null where it could not be read
+    session     the run and attempt in which the key was made, or else a mark of the process; ""
+                in descriptions by an older hotstart, which also lack overriding options of no value
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class Description:
     hook: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     program: ProgramText | None = None
+    session: str = ""
 
 
 def to_text(description: Description) -> str:
@@ -111,6 +114,7 @@ def _description(form: dict[str, Any]) -> Description | None:
         hook=str(form["hook"]),
         settings=_texts(form["settings"]),
         program=None if program is None else _program(program),
+        session=str(form.get("session", "")),
     )
 
 

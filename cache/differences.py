@@ -14,6 +14,7 @@ from typing import Literal
 from hotstart.cache.description import COMPONENTS, Description
 from hotstart.cache.device_differences import compare_devices, placed_on, spans_otherwise
 from hotstart.cache.program_differences import compare_programs
+from hotstart.cache.setting_effects import INERT, entering
 
 Kind = Literal[
     "flag",
@@ -84,6 +85,9 @@ class _Found:
         self.follows: list[Cause] = []
         self._before, self._after = before, after
         self._fewer_devices = before.devices.get("count") != after.devices.get("count")
+        # Else the program itself takes more of the same devices, or fewer.
+        in_all = before.devices.get("all"), after.devices.get("all")
+        self._other_machines = self._fewer_devices and (None in in_all or in_all[0] != in_all[1])
         components = set(components)
         steps = {
             "XLA flags": self._flags,
@@ -109,6 +113,15 @@ class _Found:
                     self._unread(component)
         if not (before.complete and after.complete) and not components:
             self._unknown("something that hotstart does not know of")
+        if components and not self.causes:
+            self._promote()
+
+    def _promote(self) -> None:
+        """Something differs, so something is a cause: what others follow from, if only maybe."""
+        kinds = {cause.kind for cause in self.follows}
+        first = next(kind for kind in _BY_WEIGHT if kind in kinds)
+        self.causes = [cause for cause in self.follows if cause.kind == first]
+        self.follows = [cause for cause in self.follows if cause.kind != first]
 
     def _flags(self) -> None:
         before, after = _by_name(self._before.flags), _by_name(self._after.flags)
@@ -117,7 +130,7 @@ class _Found:
                 continue
             source = after.get(name, before.get(name, ("", "")))[0]
             was, now = (values.get(name, (None, None))[1] for values in (before, after))
-            text = f"{source}: {_changed(name, was, now)}"
+            text = f"{source}: {changed(name, was, now)}"
             self.causes.append(Cause("flag", "XLA flags", name, was, now, text))
 
     def _versions(self, component: str, *names: str) -> None:
@@ -131,7 +144,10 @@ class _Found:
         was, now = before.versions.get("jax"), after.versions.get("jax")
         if was != now:
             self._add("version", "computation", "jax", was, now)
-        for name in sorted(self._other_settings - _INERT):
+        settings = sorted(self._other_settings - INERT)
+        if before.program is not None and after.program is not None:
+            settings = entering(settings, before.program, after.program)
+        for name in settings:
             self._add(
                 "jax_config", "computation", name, before.settings[name], after.settings[name]
             )
@@ -141,9 +157,9 @@ class _Found:
         for change in compare_programs(
             before.program,
             after.program,
-            other_devices=self._fewer_devices,
+            other_devices=self._other_machines,
             other_jax=was != now,
-            settings=[cause.subject for cause in self.causes if cause.kind == "jax_config"],
+            settings=settings,
         ):
             cause = Cause(
                 change.kind, "computation", change.subject, change.before, change.after, change.text
@@ -163,19 +179,21 @@ class _Found:
             return
         for change in compare_devices(before, after, (self._before.outside, self._after.outside)):
             was, now = change.before, change.after
-            text = change.text or _changed(change.subject, was, now) + change.note
+            text = change.text or changed(change.subject, was, now) + change.note
             self.causes.append(Cause("devices", "devices", change.subject, was, now, text))
 
     def _options(self) -> None:
         before, after = self._before.options, self._after.options
-        changed = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+        names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+        if not (self._before.session and self._after.session):  # one lacks those of no value
+            names = [n for n in names if not (n.startswith("override.") and self._is_no_value(n))]
         flags = {c.subject.lstrip("-") for c in self.causes if c.kind == "flag"}
-        flags |= {n.removeprefix("override.") for n in changed if n.startswith("override.")}
+        flags |= {n.removeprefix("override.") for n in names if n.startswith("override.")}
         # Some flags set an option of another name.
         renamed = any(f"debug.{flag}" not in {*before, *after} for flag in flags)
         settings = {c.subject.removeprefix("jax_") for c in self.causes if c.kind == "jax_config"}
         shaped = any(cause.component == "computation" for cause in (*self.causes, *self.follows))
-        for name in changed:
+        for name in names:
             was, now = before.get(name), after.get(name)
             leaf = name.rpartition(".")[2] if not name.endswith("...") else name
             follows = (
@@ -196,12 +214,17 @@ class _Found:
                 cause = Cause("devices", "compile options", leaf, was, now, text)
             elif (setting := f"jax_{leaf}") in self._other_settings and leaf not in settings:
                 was, now = (of.settings[setting] for of in (self._before, self._after))
-                text = _changed(setting, was, now)
+                text = changed(setting, was, now)
                 cause = Cause("jax_config", "compile options", setting, was, now, text)
             else:
-                text = f"compile option {_changed(name, was, now)}"
+                text = f"compile option {changed(name.removeprefix('override.'), was, now)}"
+                text += " in `jit(compiler_options=...)`" if name.startswith("override.") else ""
                 cause = Cause("compile_option", "compile options", name, was, now, text)
             (self.follows if follows else self.causes).append(cause)
+
+    def _is_no_value(self, name: str) -> bool:
+        values = self._before.options.get(name), self._after.options.get(name)
+        return None in values and bool({*values} & {"False", "false", "0", "0.0", ""})
 
     @property
     def _other_defaults(self) -> bool:
@@ -224,7 +247,7 @@ class _Found:
     def _add(
         self, kind: Kind, component: str, subject: str, was: str | None, now: str | None
     ) -> None:
-        self.causes.append(Cause(kind, component, subject, was, now, _changed(subject, was, now)))
+        self.causes.append(Cause(kind, component, subject, was, now, changed(subject, was, now)))
 
     def _unread(self, component: str) -> None:
         """A component differs, and what was recorded of it reads the same."""
@@ -240,6 +263,18 @@ class _Found:
         self.causes.append(Cause("unknown", component, component, None, None, text))
 
 
+_BY_WEIGHT: tuple[Kind, ...] = (
+    "dtype",
+    "arguments",
+    "sharding",
+    "committed",
+    "devices",
+    "donation",
+    "layout",
+    "shape",
+    "code",
+    "compile_option",
+)
 _BY_DEVICES = ("num_partitions", "num_replicas")
 _PLACE = "device_assignment"
 # Flags that decide what XLA takes for the processor's features, which are in the topology's digest.
@@ -258,22 +293,6 @@ _BY_PROGRAM = (
     "result_layout",
     "xla_detailed_logging",  # for programs of some size
 )
-# A function is traced anew for another value of these, and its program is the same: checks, where
-# it runs, and what goes into the compile options, whose own component shows it.
-_INERT = frozenset(
-    {
-        "jax_check_static_indices",
-        "jax_debug_key_reuse",
-        "jax_default_device",
-        "jax_hlo_source_file_canonicalization_regex",
-        "jax_memory_fitting_level",
-        "jax_no_execution",
-        "jax_numpy_rank_promotion",
-        "jax_optimization_level",
-        "jax_pgle_profiling_runs",
-        "jax_xla_profile_version",
-    }
-)
 _OTHER_PLATFORM = "debug.xla_gpu_..."
 
 
@@ -289,13 +308,14 @@ def _by_name(flags: Mapping[str, list[str]]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _changed(subject: str, was: str | None, now: str | None) -> str:
+def changed(subject: str, was: str | None, now: str | None) -> str:
+    """`x is 1 and was 2`."""
     if was is None:
-        return f"{subject} is {_quoted(now)} and was not set"
+        return f"{subject} is {quoted(now)} and was not set"
     if now is None:
-        return f"{subject} is not set and was {_quoted(was)}"
-    return f"{subject} is {_quoted(now)} and was {_quoted(was)}"
+        return f"{subject} is not set and was {quoted(was)}"
+    return f"{subject} is {quoted(now)} and was {quoted(was)}"
 
 
-def _quoted(value: str | None) -> str:
+def quoted(value: str | None) -> str:
     return '""' if value == "" else str(value)

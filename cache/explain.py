@@ -2,9 +2,9 @@
 
 Pure but for `entries_of`, `listed` and `find_keys`, which read a store. Of the earlier keys of a
 module the nearest is the one that differs in the fewest components, of those the one that differs
-in the fewest things, and of those the most recent. Keys that the same processes asked for as well
-are set aside where there are others: a module that comes in several shapes has several keys side by
-side.
+in the fewest things, and of those the most recent. Keys that the same process or attempt made as
+well are set aside where there are others: a module that comes in several shapes has several keys
+side by side.
 """
 
 from __future__ import annotations
@@ -39,49 +39,85 @@ class Known:
     order: grows with time, among those that are compared.
     where: an entry's name, or which attempt asked for it.
     description: None where none was recorded, as by an older hotstart.
+    writer: the host and process id of who stored it, where that is known.
     """
 
     key: str
     order: float
     where: str
     description: Description | None = None
+    writer: str = ""
+
+    @property
+    def session(self) -> str:
+        """The same for keys that one process or attempt made; "" where that is not known."""
+        made = self.description
+        if made is None or made.session:
+            return made.session if made else ""
+        # Process ids come again; a process has one set of flags.
+        around = made.flags, made.outside, made.versions
+        return f"{self.writer} {around}" if self.writer else ""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The earlier key that is nearest to one, what differs, and among how many it was chosen."""
+    """The earlier key that is nearest to one, what differs, and among how many it was chosen.
+
+    beside: how many more were set aside, for they belong beside this key, not before it.
+    """
 
     known: Known
     comparison: Comparison
     considered: int
+    beside: int = 0
 
     @property
     def choice(self) -> str:
         """Why this one."""
+        aside = (
+            f"; {self.beside} more {'is' if self.beside == 1 else 'are'} set aside, of the same "
+            "process or attempt or with other arguments"
+            if self.beside
+            else ""
+        )
         if self.considered == 1:
-            return "it is the only earlier key of this module of which that is known"
+            return f"it is the only earlier key of this module of which that is known{aside}"
         return (
             f"of {self.considered} earlier keys of this module it differs in the fewest "
-            "components of the key, then in the fewest things, then it is the latest"
+            f"components of the key, then in the fewest things, then it is the latest{aside}"
         )
 
 
 def nearest(
-    description: Description, earlier: Iterable[Known], beside: Collection[str] = ()
+    description: Description,
+    earlier: Iterable[Known],
+    beside: Collection[str] = (),
+    session: str = "",
 ) -> Nearest | None:
     """The nearest of the earlier keys; None where none is described.
 
-    `beside` are keys that were asked for together with this one.
+    `beside` are keys that were asked for together with this one, and so are those of its `session`.
+    Where one of the others is of the very same program, those that take other arguments are set
+    aside as well: they are what a function comes in beside it.
     """
     known = [one for one in earlier if one.description is not None]
-    known = [one for one in known if one.key not in beside] or known
+    before = [one for one in known if one.key not in beside]
+    before = [one for one in before if not session or one.session != session] or before or known
     found = [
-        (compare(one.description, description), one) for one in known if one.description is not None
+        (compare(one.description, description), one)
+        for one in before
+        if one.description is not None
     ]
     if not found:
         return None
+    if any("computation" not in comparison.components for comparison, _ in found):
+        found = [pair for pair in found if not _takes_others(pair[0])]
     comparison, one = min(found, key=lambda pair: (pair[0].distance, -pair[1].order))
-    return Nearest(one, comparison, len(found))
+    return Nearest(one, comparison, len(found), len(known) - len(found))
+
+
+def _takes_others(comparison: Comparison) -> bool:
+    return any(cause.kind in ("dtype", "shape", "arguments") for cause in comparison.causes)
 
 
 def entries_of(
@@ -157,7 +193,9 @@ def _read(store: Store, stat: ObjectStat, seal: Seal) -> Known | None:
             entry = head
     except (EntryError, StoreError):
         return None
-    return Known(entry.key, stat.modified_s, stat.name, from_text(entry.meta.parts))
+    return Known(
+        entry.key, stat.modified_s, stat.name, from_text(entry.meta.parts), entry.meta.writer
+    )
 
 
 def find_keys(

@@ -334,6 +334,7 @@ _HASHES = {
 }
 # Settings that go into the compile options, and not into tracing on JAX 0.10.
 _IN_OPTIONS = ("jax_optimization_level", "jax_memory_fitting_level")
+_BESIDE_TRACING = ("jax_default_prng_impl",)  # what it makes is in the program all the same
 _MAX_NAMES = 100  # of arguments: each takes some microseconds of the thread that compiles
 _LARGE_CONSTANT = 16  # elements
 
@@ -505,7 +506,7 @@ class JaxReader:
         from jax._src import config
 
         if self._names is None:
-            names = dict.fromkeys((*config.trace_context_names(), *_IN_OPTIONS))
+            names = dict.fromkeys((*config.trace_context_names(), *_IN_OPTIONS, *_BESIDE_TRACING))
             self._names = tuple(
                 name
                 for name in names

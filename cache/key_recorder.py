@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -211,7 +212,22 @@ def description_of(recorded: Recorded, names: Sequence[str], reader: Reader) -> 
         hook=texts[1],
         settings={name: _lasting(value) for name, value in sorted(recorded.settings.items())},
         program=_or_nothing(lambda: _program(components, names, reader), None),
+        session=_session(),
     )
+
+
+_PROCESS = uuid.uuid4().hex[:16]
+
+
+def _session() -> str:
+    """What tells keys that are made side by side: the attempt, or without a launcher the process.
+
+    A process id would not: in containers it is the same one at each start.
+    """
+    run, attempt = os.environ.get("HOTSTART_RUN"), os.environ.get("HOTSTART_ATTEMPT")
+    if run and attempt:
+        return hashlib.sha256(f"{run}/{attempt}".encode()).hexdigest()[:16]
+    return _PROCESS
 
 
 def _program(
@@ -222,8 +238,15 @@ def _program(
 
 
 def _options(fields: Mapping[str, str], platform: str) -> dict[str, str]:
-    """Those that are set; of another platform's, which are many, a digest."""
-    kept = {name: _lasting(value) for name, value in fields.items() if value not in _UNSET}
+    """Those that are set; of another platform's, which are many, a digest.
+
+    What overrides an option is set whatever it says, for the default may be another.
+    """
+    kept = {
+        name: _lasting(value)
+        for name, value in fields.items()
+        if value not in _UNSET or name.startswith("override.")
+    }
     if platform in ("gpu", "cuda", "rocm"):
         return kept
     others = {name: kept.pop(name) for name in sorted(kept) if name.startswith("debug.xla_gpu_")}

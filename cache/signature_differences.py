@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Literal
 
-from hotstart.cache.program_text import ProgramText, Value
+from hotstart.cache.program_text import ProgramText, Value, operation_of
 from hotstart.cache.sharding_text import readable, readable_mesh
 
 ChangeKind = Literal[
@@ -228,10 +229,13 @@ def results(
     infos = [[r.attributes.get("jax.result_info") for r in p.results] for p in (before, after)]
     typed = bool(signature & {"dtype", "shape", "arguments"})
     # With the same arguments another kind of operation is by the code.
-    typed |= infos[0] != infos[1] or before.operations != after.operations
+    typed |= infos[0] != infos[1] or _other_operations(before, after)
     if len(before.results) != len(after.results):
         counts = str(len(before.results)), str(len(after.results))
         text = f"the program has {counts[1]} results and had {counts[0]}"
+        named = [{n.strip('"') for n in names if n} for names in infos]
+        for word, names in (("new", named[1] - named[0]), ("gone", named[0] - named[1])):
+            text += f"; {word}: {_listed(sorted(names))}" if names else ""
         yield Change("code", "the results", *counts, text, "arguments" in signature)
         return
     for i, (was, now) in enumerate(zip(before.results, after.results, strict=True)):
@@ -255,7 +259,18 @@ def results(
                 is_now, has_been = (value or "not set" for value in values[::-1])
                 text = f"{name} of result {i} is {is_now} and was {has_been}"
                 kind: ChangeKind = "code" if name == "jax.result_info" else "layout"
-                yield Change(kind, f"result {i}", *values, text)
+                yield Change(kind, f"result {i}", *values, text, kind in signature - {"code"})
+
+
+def _other_operations(before: ProgramText, after: ProgramText) -> bool:
+    """Whether more differs than what the functions return."""
+    if before.lines is None or after.lines is None:
+        return before.operations != after.operations
+    was, now = (
+        Counter({line: n for line, n in (p.lines or {}).items() if operation_of(line) != "return"})
+        for p in (before, after)
+    )
+    return was != now
 
 
 def _arguments(labels: Sequence[str], noun: str = "argument") -> str:

@@ -14,11 +14,11 @@ For each program that some process did not find:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from hotstart.cache.description import Description, from_text
-from hotstart.cache.differences import Comparison, compare
+from hotstart.cache.differences import Cause, Comparison, changed, compare, quoted
 from hotstart.cache.entry import module_of
 from hotstart.cache.explain import Known, Moment, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
@@ -55,7 +55,7 @@ def explain_entry(target: Known, entries: Sequence[Known]) -> dict[str, Any]:
     ]
     found = None
     if target.description is not None:
-        found = nearest(target.description, earlier)
+        found = nearest(target.description, earlier, session=target.session)
     return _judged(target.key, None, target.description, found, bool(earlier), "in this cache")
 
 
@@ -82,7 +82,9 @@ def _program(
     until = _until(program, attempt, asked, entries)
     earlier = list(_earlier(program, attempt, asked, entries, own, until))
     description = described.get(program.key)
-    found = None if description is None else nearest(description, earlier, own)
+    found = None
+    if description is not None:
+        found = nearest(description, earlier, own, description.session)
     where = "in this cache or in this run's record"
     judged = _judged(program.key, processes, description, found, bool(earlier), where)
     if (
@@ -248,7 +250,7 @@ def _disagreement(
         "follows": [],
     }
     if pair[0] is not None and pair[1] is not None:
-        told = _told(compare(pair[0], pair[1]))
+        told = _told(_side_by_side(compare(pair[0], pair[1]), who, whom))
     return {
         "module": module,
         "processes": [list(r) for r in other.processes()],
@@ -258,6 +260,24 @@ def _disagreement(
         **told,
         "summary": f"{who} asks for another {module} than {whom}: {told['summary']}",
     }
+
+
+def _side_by_side(comparison: Comparison, who: str, whom: str) -> Comparison:
+    """In words for two processes of one moment, not for what is and what was."""
+
+    def of_both(cause: Cause) -> Cause:
+        subject = cause.subject.removeprefix("override.")
+        said = changed(subject, cause.before, cause.after)
+        values = (cause.after, cause.before)
+        now, was = ("is not set" if v is None else f"is {quoted(v)}" for v in values)
+        text = f"{subject} {now} for {who} and {was.removeprefix('is ')} for {whom}"
+        return replace(cause, text=cause.text.replace(said, text))
+
+    return replace(
+        comparison,
+        causes=tuple(map(of_both, comparison.causes)),
+        follows=tuple(map(of_both, comparison.follows)),
+    )
 
 
 def shown_processes(ranges: Sequence[Sequence[int]]) -> str:

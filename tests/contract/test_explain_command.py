@@ -150,7 +150,7 @@ def test_explain_command_for_a_run_says_why_each_program_was_compiled(run_dir: s
     assert lines[4] == "  flag: XLA_FLAGS: --xla_a is 2 and was not set"
     assert lines[-1] == (
         "processes differ: process 1 asks for another jit_step than process 0: "
-        "XLA_FLAGS: --xla_a is 2 and was not set"
+        "XLA_FLAGS: --xla_a is 2 for process 1 and not set for process 0"
     )
 
 
@@ -196,7 +196,7 @@ def test_report_has_a_line_for_each_miss(run_dir: str) -> None:
     assert [m["text"] for m in attempts[1]["misses"]][1:] == [
         "jit_step compiled (process 1): XLA_FLAGS: --xla_a is 2 and was not set",
         "processes differ: process 1 asks for another jit_step than process 0: "
-        "XLA_FLAGS: --xla_a is 2 and was not set",
+        "XLA_FLAGS: --xla_a is 2 for process 1 and not set for process 0",
     ]
     text = CliRunner().invoke(main, ["report", "latest", "--run-dir", run_dir]).stdout
     assert "--xla_a is 2 and was not set" in text

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hotstart.cache.constant_differences import with_plain_number
 from hotstart.cache.description import COMPONENTS, Description, from_text, to_text
 from hotstart.cache.differences import compare
 from hotstart.cache.explain import Known, nearest
@@ -223,8 +224,19 @@ def test_compare_setting_without_effect_on_programs_is_no_cause(name: str) -> No
     changed = text(body=BODY.replace("tanh", "sine"))
     [cause] = compare(before, described(changed, settings={name: "2"})).causes
     assert (cause.kind, cause.subject) == ("code", "the operations")
-    other = compare(described(settings={"jax_x": "1"}), described(changed, settings={"jax_x": "2"}))
-    assert [c.kind for c in other.causes] == ["jax_config"]
+
+
+def test_compare_setting_of_unknown_effect_is_a_cause_beside_the_code() -> None:
+    changed = text(body=BODY.replace("tanh", "sine"))
+    before, after = described(settings={"jax_x": "1"}), described(changed, settings={"jax_x": "2"})
+    assert named(before, after) == [
+        ("jax_config", "jax_x is 2 and was 1"),
+        (
+            "code",
+            "operations are new: `sine % : tensor<8x4xf32>`; operations are gone: "
+            "`tanh % : tensor<8x4xf32>` (what of it is by jax_x does not show)",
+        ),
+    ]
 
 
 def values(*types: str) -> list[Value]:
@@ -282,7 +294,7 @@ def test_nearest_takes_fewest_components_then_fewest_things_then_the_latest() ->
     ]
     found = nearest(target, known)
     assert found is not None
-    assert (found.known.key, found.considered) == ("k2", 3)
+    assert (found.known.key, found.considered, found.beside) == ("k2", 2, 1)
     beside = nearest(target, known, beside={"k2"})
     assert beside is not None
     assert beside.known.key == "k1"
@@ -356,8 +368,8 @@ def test_compare_specs_of_shard_map_are_the_cause_of_other_local_shapes() -> Non
     after = manual('{}, {"d"}', "tensor<8x2xf32>")
     found = compare(described(before), described(after))
     assert [(c.kind, c.subject) for c in found.causes] == [("sharding", "shard_map")]
-    assert found.causes[0].before == "in P('d', None), out P(None, None) over {d}"
-    assert found.causes[0].after == "in P(None, 'd'), out P(None, None) over {d}"
+    assert found.causes[0].before == "in P('d', None), out P(None, None) over d=2"
+    assert found.causes[0].after == "in P(None, 'd'), out P(None, None) over d=2"
 
 
 def test_compare_results_that_change_places_are_code() -> None:
@@ -435,8 +447,379 @@ def test_compare_setting_of_jax_that_shows_in_the_options_is_told_by_its_name() 
 
 def test_compare_number_of_pythons_that_became_an_array_says_so() -> None:
     convert = "    %2 = stablehlo.convert %arg0 : {type}\n"
-    [(kind, says)] = named(described(text(body=BODY + convert)), described())
-    assert kind == "code"
-    assert says.endswith(
-        ": a number of Python's (weakly typed) became an array, or the other way round"
+    before = text(first="tensor<f32>", body=BODY + convert)
+    assert named(described(before), described(text(first="tensor<f32>"))) == [
+        ("dtype", "a number of Python's (weakly typed) became an array, or the other way round")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("jax_threefry_partitionable", ("True", "False")),
+        ("jax_numpy_dtype_promotion", ("standard", "strict")),
+        ("jax_default_matmul_precision", ("None", "float32")),
+        ("jax_enable_x64", ("False", "True")),
+        ("jax_default_prng_impl", ("threefry2x32", "rbg")),
+    ],
+)
+def test_compare_setting_that_does_not_enter_the_program_leaves_the_code_as_the_only_cause(
+    setting: str, values: tuple[str, str]
+) -> None:
+    changed = text(body=BODY.replace("tanh", "sine"))
+    before = described(settings={setting: values[0]})
+    found = compare(before, described(changed, settings={setting: values[1]}))
+    assert [(c.kind, c.subject) for c in found.causes] == [("code", "the operations")]
+    assert found.follows == ()
+
+
+BITS = """    %2 = stablehlo.iota dim = 0 : tensor<8xui32>
+    %3 = call @threefry2x32(%2) : (tensor<8xui32>) -> tensor<8xui32>
+"""
+OTHER_BITS = """    %2 = stablehlo.iota dim = 0 : tensor<8xui64>
+    %3 = stablehlo.shift_right_logical %2, %2 : tensor<8xui64>
+    %4 = call @threefry2x32(%3) : (tensor<8xui64>) -> tensor<8xui32>
+"""
+
+
+def test_compare_setting_of_random_bits_is_the_cause_of_them_and_not_of_other_code() -> None:
+    setting = "jax_threefry_partitionable"
+    before = described(text(body=BODY + BITS), settings={setting: "False"})
+    other = text(body=BODY + OTHER_BITS)
+    found = compare(before, described(other, settings={setting: "True"}))
+    assert [c.text for c in found.causes] == [f"{setting} is True and was False"]
+    assert [c.text for c in found.follows] == [f"its operations differ as {setting} brings about"]
+    both = described(other.replace("tanh", "sine"), settings={setting: "True"})
+    assert named(before, both) == [
+        ("jax_config", f"{setting} is True and was False"),
+        (
+            "code",
+            "operations are new: `sine % : tensor<8x4xf32>`; operations are gone: "
+            "`tanh % : tensor<8x4xf32>`",
+        ),
+    ]
+
+
+def test_compare_other_generator_is_the_cause_of_keys_of_another_size() -> None:
+    setting = "jax_default_prng_impl"
+    before = described(
+        text(first="tensor<2xui32>", body=BODY + BITS, result="tensor<f32>"),
+        settings={setting: "threefry2x32"},
     )
+    after = described(
+        text(
+            first="tensor<4xui32>",
+            body=BODY + "    %2 = stablehlo.rng_bit_generator %arg0 : tensor<8xui32>\n",
+            result="tensor<f32>",
+        ),
+        settings={setting: "rbg"},
+    )
+    found = compare(before, after)
+    assert [c.text for c in found.causes] == [f"{setting} is rbg and was threefry2x32"]
+    assert [c.kind for c in found.follows] == ["shape", "code"]
+
+
+def test_compare_numbers_of_64_bits_are_the_cause_of_wider_operations() -> None:
+    setting = "jax_enable_x64"
+    wide = "tensor<8x4xf64>"
+    body = BODY + "    %2 = stablehlo.convert %0 : (tensor<8x4xf32>) -> tensor<8x4xf64>\n"
+    narrow = "    %3 = stablehlo.add %0, %0 : tensor<8x4xf32>\n"
+    before = described(text(body=BODY + narrow), settings={setting: "False"})
+    after = described(
+        text(body=body + narrow.replace("f32", "f64"), result=wide), settings={setting: "True"}
+    )
+    found = compare(before, after)
+    assert [c.text for c in found.causes] == [f"{setting} is True and was False"]
+    assert [c.kind for c in found.follows] == ["dtype", "code"]
+
+
+def test_compare_mesh_of_fewer_devices_of_the_same_is_a_cause() -> None:
+    sharded = ' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}'
+    devices = {**described().devices, "all": "4"}
+    before = described(
+        text(attributes=sharded, mesh=MESH.replace("=2", "=4")),
+        devices={**devices, "count": "4", "kinds": "4 x cpu", "share": "4"},
+        options={"num_partitions": "4", "build.num_partitions": "4"},
+    )
+    found = compare(before, described(text(attributes=sharded, mesh=MESH), devices=devices))
+    assert [c.text for c in found.causes] == [
+        "the sharding of argument 0 (w) is P('d', None) over d=2 and was P('d', None) over d=4"
+    ]
+    assert {c.kind for c in found.follows} == {"compile_option", "devices"}
+
+
+def test_compare_names_a_cause_wherever_a_component_differs() -> None:
+    """What only follows is a cause where there is nothing to follow from."""
+    before = described(options={**described().options, "device_assignment": "08011002"})
+    devices = {**before.devices, "count": "4"}
+    other = ' {sdy.sharding = #sdy.sharding<@mesh, [{"d"}, {}]>}'
+    for after in (
+        described(text(attributes=other, mesh=MESH)),
+        described(text(mesh=MESH), devices=devices),
+        described(devices=devices),
+        described(text(result="tensor<9x4xf32>")),
+    ):
+        assert compare(before, after).causes
+
+
+def test_compare_shard_map_over_other_types_keeps_its_specs() -> None:
+    before = manual('{"d"}, {}', "tensor<4x4xf32>")
+    after = manual('{"d"}, {}', "tensor<8x4xf32>").replace("%arg0: tensor<8x", "%arg0: tensor<16x")
+    assert named(described(before), described(after)) == [
+        ("shape", "the shape of argument 0 (w) is [16,4] and was [8,4]")
+    ]
+
+
+def test_compare_shard_map_over_another_mesh_names_its_sizes() -> None:
+    before = manual('{"d"}, {}', "tensor<4x4xf32>")
+    after = manual('{"d"}, {}', "tensor<2x4xf32>").replace('"d"=2', '"d"=4')
+    assert [says for _, says in named(described(before), described(after))] == [
+        "the sharding that shard_map asks for is in P('d', None), out P(None, None) over d=4 and "
+        "was in P('d', None), out P(None, None) over d=2"
+    ]
+
+
+def test_compare_one_more_constraint_of_the_same_sharding_is_code() -> None:
+    line = '    %9 = sdy.sharding_constraint %0 <@mesh, [{{"d"}}, {{}}]> : tensor<8x4xf32>\n'
+    before = text(body=BODY + line, mesh=MESH)
+    after = text(body=BODY + line * 2, mesh=MESH)
+    assert [kind for kind, _ in named(described(before), described(after))] == ["code"]
+
+
+def test_compare_axis_of_another_name_is_no_change_of_code() -> None:
+    summed = '      %3 = stablehlo.all_reduce %2, axes = [#stablehlo.axis_ref<name = "d">]\n'
+    before = manual('{"d"}, {}', "tensor<4x4xf32>").replace(
+        "      sdy.return", f"{summed}sdy.return"
+    )
+    after = before.replace('"d"', '"m"')
+    assert [c.kind for c in compare(described(before), described(after)).causes] == ["sharding"]
+
+
+def test_compare_constant_beside_another_mesh_is_code() -> None:
+    numbered = "      %3 = stablehlo.constant dense<{}> : tensor<f32>\nsdy.return"
+    before = manual('{"d"}, {}', "tensor<4x4xf32>").replace(
+        "sdy.return", numbered.format("2.000000e+00")
+    )
+    after = (
+        manual('{"d"}, {}', "tensor<2x4xf32>")
+        .replace("sdy.return", numbered.format("3.000000e+00"))
+        .replace('"d"=2', '"d"=4')
+    )
+    found = compare(described(before), described(after))
+    assert [c.kind for c in found.causes] == ["sharding", "code"]
+    assert found.causes[1].text == (
+        "operations are new: `constant dense<3.0> : tensor<f32>`; operations are gone: "
+        "`constant dense<2.0> : tensor<f32>`"
+    )
+
+
+def test_compare_mean_over_another_mesh_follows_from_it() -> None:
+    numbered = "      %3 = stablehlo.constant dense<{}> : tensor<f32>\nsdy.return"
+    before = manual('{"d"}, {}', "tensor<4x4xf32>").replace(
+        "sdy.return", numbered.format("2.000000e+00")
+    )
+    after = (
+        manual('{"d"}, {}', "tensor<2x4xf32>")
+        .replace("sdy.return", numbered.format("4.000000e+00"))
+        .replace('"d"=2', '"d"=4')
+    )
+    found = compare(described(before), described(after))
+    assert [c.kind for c in found.causes] == ["sharding"]
+
+
+DOT = "    %2 = stablehlo.dot_general %0, %0, precision = [{p}, {p}] : tensor<8x4x{t}>\n"
+
+
+def test_compare_precision_beside_a_dtype_is_code_for_no_dtype_brings_it_about() -> None:
+    before = text(body=BODY + DOT.replace("{p}", "DEFAULT").replace("{t}", "f32"))
+    half = text(
+        first="tensor<8x4xbf16>",
+        body=BODY + DOT.replace("{p}", "HIGHEST").replace("{t}", "bf16"),
+    )
+    assert named(described(before), described(half)) == [
+        ("dtype", "the dtype of argument 0 (w) is bf16 and was f32"),
+        (
+            "code",
+            "operations are new: `dot_general %, %, precision = [HIGHEST, HIGHEST] : "
+            "tensor<8x4xbf16>`; operations are gone: `dot_general %, %, precision = "
+            "[DEFAULT, DEFAULT] : tensor<8x4xf32>`",
+        ),
+    ]
+
+
+def test_compare_setting_of_precision_is_a_cause_where_it_shows() -> None:
+    setting = "jax_default_matmul_precision"
+    dots = [text(body=BODY + DOT.replace("{p}", p).replace("{t}", "f32")) for p in ("A", "B")]
+    before = described(dots[0], settings={setting: "None"})
+    found = compare(before, described(dots[1], settings={setting: "float32"}))
+    assert [c.kind for c in found.causes] == ["jax_config"]
+    assert [c.text for c in found.follows] == [f"its operations differ as {setting} brings about"]
+
+
+def test_compare_constant_of_another_kind_beside_a_dtype_is_code() -> None:
+    table = "    %2 = stablehlo.constant dense_resource<__elided__> : tensor<4x6x{t}>\n"
+    before = text(body=BODY + table.replace("{t}", "f32"))
+    after = text(first="tensor<8x4xbf16>", body=BODY + table.replace("{t}", "i32"))
+    assert [k for k, _ in named(described(before), described(after))] == ["dtype", "code"]
+
+
+def test_compare_constant_that_changed_is_shown_first() -> None:
+    numbers = "".join(f"    %9 = stablehlo.op{i} %0 : tensor<f32>\n" for i in range(9))
+    after = text(body=BODY.replace("2.500000e+00", "5.000000e-02") + numbers)
+    [(kind, says)] = named(described(), described(after))
+    assert kind == "code"
+    assert says.startswith("operations are new: `constant dense<0.05> : tensor<f32>`, `op0 % :")
+    assert "and 4 more; operations are gone: `constant dense<2.5> : tensor<f32>`" in says
+
+
+def test_compare_number_of_pythons_beside_other_code_is_told_apart() -> None:
+    convert = "    %2 = stablehlo.convert %arg0 : tensor<f32>\n"
+    before = text(body=BODY + convert)
+    after = text(body=BODY.replace("tanh", "sine"))
+    assert named(described(before), described(after)) == [
+        ("dtype", "a number of Python's (weakly typed) became an array, or the other way round"),
+        (
+            "code",
+            "operations are new: `sine % : tensor<8x4xf32>`; operations are gone: "
+            "`tanh % : tensor<8x4xf32>`",
+        ),
+    ]
+
+
+def test_compare_results_that_are_new_and_gone_are_named() -> None:
+    def made(*names: str) -> str:
+        results = ", ".join(f'tensor<f32> {{jax.result_info = "{name}"}}' for name in names)
+        return text(result=f"({results})").replace("-> ((", "-> (").replace(")) {", ") {")
+
+    found = compare(described(made("a", "b", "z")), described(made("b", "c")))
+    assert [c.text for c in found.causes] == [
+        "the program has 2 results and had 3; new: c; gone: a, z"
+    ]
+
+
+def test_compare_static_value_is_code_and_the_shape_of_a_result_follows() -> None:
+    numbered = "    %2 = stablehlo.constant dense<{}> : tensor<i32>\n"
+    before = text(body=BODY + numbered.replace("{}", "5"), result="tensor<5xf32>")
+    after = text(body=BODY + numbered.replace("{}", "9"), result="tensor<9xf32>")
+    found = compare(described(before), described(after))
+    assert [c.text for c in found.causes] == [
+        "operations are new: `constant dense<9> : tensor<i32>`; operations are gone: "
+        "`constant dense<5> : tensor<i32>`"
+    ]
+    assert [c.text for c in found.follows] == ["the shape of result 0 is [9] and was [5]"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (None, "False", "is False and was not set"),
+        ("True", "False", "is False and was True"),
+        ("0", None, "is not set and was 0"),
+    ],
+)
+def test_compare_compiler_options_of_no_value_are_named_with_it(
+    before: str | None, after: str | None, says: str
+) -> None:
+    def with_option(value: str | None) -> Description:
+        options = dict(described().options)
+        if value is not None:
+            options["override.xla_x"] = value
+        return replace(described(options=options), session="s")
+
+    assert named(with_option(before), with_option(after)) == [
+        ("compile_option", f"compile option xla_x {says} in `jit(compiler_options=...)`")
+    ]
+
+
+def test_compare_with_an_older_description_names_no_option_that_it_could_not_have() -> None:
+    before = described()
+    options = {**before.options, "override.xla_x": "False", "build.x": "1"}
+    after = replace(described(options=options), session="s")
+    assert [c.subject for c in compare(before, after).causes] == ["build.x"]
+
+
+def shaped(rows: int, session: str = "", **parts: Any) -> Description:
+    program = text(first=f"tensor<{rows}x4xf32>", result=f"tensor<{rows}x4xf32>")
+    return replace(described(program, **parts), session=session)
+
+
+def test_nearest_sets_aside_what_the_same_process_made() -> None:
+    flags = {"XLA_FLAGS": ["--xla_a"]}
+    target = shaped(16, "new", flags=flags, options={"x": "1"})
+    known = [
+        Known("k1", 1.0, "one", shaped(8, "old")),
+        Known("k2", 2.0, "two", shaped(16, "old")),
+        Known("k3", 3.0, "three", shaped(8, "new", flags=flags, options={"x": "1"})),
+    ]
+    found = nearest(target, known, session="new")
+    assert found is not None
+    assert (found.known.key, found.considered, found.beside) == ("k2", 1, 2)
+    assert found.choice == (
+        "it is the only earlier key of this module of which that is known; 2 more are set aside, "
+        "of the same process or attempt or with other arguments"
+    )
+    alone = nearest(target, known[2:], session="new")
+    assert alone is not None
+    assert alone.known.key == "k3"
+
+
+def test_nearest_takes_the_same_program_for_earlier_than_one_with_other_arguments() -> None:
+    """Also where the others were made by another process of the same start."""
+    flags = {"XLA_FLAGS": ["--xla_a"]}
+    target = shaped(16, flags=flags, options={"x": "1"})
+    known = [
+        Known("k1", 1.0, "one", shaped(16)),
+        Known("k2", 2.0, "two", shaped(8, flags=flags, options={"x": "1"})),
+    ]
+    found = nearest(target, known)
+    assert found is not None
+    assert found.known.key == "k1"
+
+
+def test_known_without_a_session_goes_by_its_writer_and_its_flags() -> None:
+    one = Known("k", 1.0, "w", shaped(8), "host/7")
+    assert one.session == replace(one, description=shaped(16)).session
+    flagged = replace(one, description=shaped(8, flags={"XLA_FLAGS": ["--xla_a"]}))
+    assert one.session != flagged.session
+    assert replace(one, writer="").session == ""
+
+
+def test_compare_typed_random_key_is_a_dtype_and_no_code() -> None:
+    typed = "    %9 = sdy.sharding_constraint %arg0 <@empty_mesh, [{{}}]> : tensor<2xui32>\n"
+    before, after = text(first="tensor<2xui32>"), text(first="tensor<2xui32>", body=BODY + typed)
+    assert named(described(before), described(after)) == [
+        (
+            "dtype",
+            "a random key is typed (`jax.random.key`) and was an array of numbers (`PRNGKey`), or "
+            "the other way round",
+        )
+    ]
+
+
+def test_compare_memory_of_a_result_follows_from_that_of_an_argument() -> None:
+    placed = ' {mhlo.memory_kind = "pinned_host"}'
+    result = '(tensor<8x4xf32> {mhlo.memory_kind = "device"})'
+    after = text(attributes=placed, result=result).replace("-> ((", "-> (").replace(")) {", ") {")
+    found = compare(described(), described(after))
+    assert [c.text for c in found.causes] == [
+        'mhlo.memory_kind of argument 0 (w) is "pinned_host" and was not set'
+    ]
+    assert [c.text for c in found.follows] == [
+        'mhlo.memory_kind of result 0 is "device" and was not set'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("printed", "dtype", "plain"),
+    [
+        ("0.949999988", "f32", "0.95"),
+        ("5.004880e-02", "bf16", "0.05"),
+        ("8.984370e-01", "bf16", "0.9"),
+        ("9.997560e-02", "f16", "0.1"),
+        ("2.000000e+00", "bf16", "2.0"),
+        ("3.400000e+38", "f16", "3.4e+38"),
+    ],
+)
+def test_number_is_shown_as_it_stands_in_the_code(printed: str, dtype: str, plain: str) -> None:
+    line = f"constant dense<{printed}> : tensor<{dtype}>"
+    assert with_plain_number(line) == f"constant dense<{plain}> : tensor<{dtype}>"

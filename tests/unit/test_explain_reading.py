@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from hotstart.cache.description import to_text
 from hotstart.cache.entry import HEAD_BYTES, EntryMeta, encode, entry_name
 from hotstart.cache.explain import MAX_READ, entries_of, find_keys, moment
 from hotstart.cache.signing import UNSEALED, Key, Keyring, Seal
 from hotstart.cache.store import ObjectStat
 from hotstart.launcher.explained import explain_entry
 from tests.unit.conftest import InMemoryStore
+from tests.unit.test_differences import described, shaped
 
 pytestmark = pytest.mark.unit
 
@@ -23,9 +26,9 @@ class Bucket(InMemoryStore):
         super().__init__()
         self.asked: list[str] = []
 
-    def add(self, key: str, seal: Seal = UNSEALED) -> str:
+    def add(self, key: str, seal: Seal = UNSEALED, meta: EntryMeta | None = None) -> str:
         self.now_s += 1
-        assert self.create(entry_name(key), encode(key, b"x" * 100_000, EntryMeta(), seal))
+        assert self.create(entry_name(key), encode(key, b"x" * 100_000, meta or EntryMeta(), seal))
         return key
 
     def get(self, name: str) -> bytes | None:
@@ -96,3 +99,23 @@ def test_find_keys_takes_the_beginning_of_a_hash_of_that_module_alone() -> None:
         "jit_stop-1f2e3d": [],
     }.items():
         assert [one.key for one in find_keys(bucket, wanted)] == keys, wanted
+
+
+def test_explain_entry_of_several_shapes_names_the_flag_and_not_the_shape_beside_it() -> None:
+    """By an older hotstart, of which the writer alone tells what one process made."""
+    bucket = Bucket()
+    flags = {"XLA_FLAGS": ["--xla_a"]}
+    options = {**described().options, "debug.xla_a": "true"}
+    parts_of: tuple[dict[str, Any], ...] = {}, {"flags": flags, "options": options}
+    for start, parts in enumerate(parts_of):
+        for i, rows in enumerate((4, 8, 16)):
+            meta = EntryMeta(writer=f"host/{start}", parts=to_text(shaped(rows, **parts)))
+            bucket.add(key(10 * start + i), meta=meta)
+    entries = entries_of(bucket, "jit_f")
+    for i in (3, 4, 5):
+        found = explain_entry(entries[i], entries)
+        assert found["summary"] == "XLA_FLAGS: --xla_a is on and was not set"
+        assert found["nearest"]["key"] == entries[i - 3].key
+    assert explain_entry(entries[1], entries)["summary"] == (
+        "the shape of argument 0 (w) is [8,4] and was [4,4]"
+    )

@@ -109,7 +109,7 @@ def test_explain_attempt_names_which_process_disagrees() -> None:
     assert (found["processes"], found["key"]) == ([[1, 1]], KEYS[1])
     assert found["summary"] == (
         "process 1 asks for another jit_f than processes 0, 2-3: "
-        "XLA_FLAGS: --xla_a is on and was not set"
+        "XLA_FLAGS: --xla_a is on for process 1 and not set for processes 0, 2-3"
     )
 
 

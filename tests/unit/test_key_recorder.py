@@ -56,3 +56,31 @@ def test_recorder_keeps_no_program_that_is_too_large_but_its_digest(
     assert made.complete
     assert made.digests["computation"] == hashlib.sha256(PROGRAM).hexdigest()[:32]
     assert (made.program is not None) == is_kept
+
+
+class OptionReader(Reader):
+    def options(self, serialized: bytes) -> dict[str, str]:
+        return {"build.x": "False", "override.xla_x": "False", "override.xla_y": "0"}
+
+
+def test_description_keeps_overriding_options_whatever_they_say() -> None:
+    made = description_of(record(), (), OptionReader())
+    assert made.options == {"override.xla_x": "False", "override.xla_y": "0"}
+
+
+def test_description_has_one_session_for_all_processes_of_an_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def session() -> str:
+        return description_of(record(), (), Reader()).session
+
+    monkeypatch.delenv("HOTSTART_RUN", raising=False)
+    alone = session()
+    assert alone == session() != ""
+    monkeypatch.setenv("HOTSTART_RUN", "r-1")
+    monkeypatch.setenv("HOTSTART_ATTEMPT", "1")
+    first = session()
+    monkeypatch.setattr(key_recorder, "_PROCESS", "another process")
+    assert first == session() != alone
+    monkeypatch.setenv("HOTSTART_ATTEMPT", "2")
+    assert session() not in (first, alone, "")
