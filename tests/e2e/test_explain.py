@@ -144,8 +144,12 @@ def test_explain_run_that_found_everything_says_that_nothing_was_compiled(here: 
 @pytest.mark.parametrize(
     ("plant", "kind", "says"),
     [
-        ("flag", "flag", "--xla_cpu_enable_fast_math is true and was not set"),
-        ("version", "version", "jaxlib is 9.9.9 and was"),
+        (
+            "flag",
+            "flag",
+            "--xla_cpu_enable_fast_math is true for process 1 and not set for process 0",
+        ),
+        ("version", "version", "jaxlib is 9.9.9 for process 1"),
     ],
 )
 def test_explain_run_names_the_process_that_disagrees(
