@@ -17,10 +17,9 @@ $(VENV)/.installed: pyproject.toml
 demo: install
 	$(BIN)/python examples/demo.py
 
-# Fast ones first; a failure there saves the wait for the slow ones. Those wait more than they
-# compute, so more of them than there are cores run at once, a file each: they pick free ports and
-# folders of their own. `make test JOBS=0` runs one after another.
-JOBS ?= 3
+# Fast ones first; a failure there saves the wait for the slow ones. Two files run at once: they pick
+# free ports and folders of their own. `make test JOBS=0` runs one after another.
+JOBS ?= 2
 test: install
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/unit tests/fuzz tests/contract tests/emulator
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/multiprocess tests/simulation tests/chaos tests/e2e

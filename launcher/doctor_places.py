@@ -47,7 +47,7 @@ ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR,
          configure_logging=False)
 hosts = look_at_hosts()
 print()
-print(json.dumps([dataclasses.asdict(host) for host in hosts]))
+print(json.dumps([dataclasses.asdict(host) for host in hosts], default=sorted))
 """
 
 
@@ -96,7 +96,10 @@ def _cluster(version: str, choice: Choice, config: JobConfig | None) -> Line:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Line("ray", f"{version}, {address}", source, last, stops=True)
-    hosts = [Host(**host) for host in json.loads(done.stdout.strip().splitlines()[-1])]
+    hosts = [
+        Host(**{**host, "groups": frozenset(host["groups"])})
+        for host in json.loads(done.stdout.strip().splitlines()[-1])
+    ]
     names = {"CPU", "GPU", "TPU", *(total(place(config)) if config else ())}
     has = {name: sum(host.total.get(name, 0.0) for host in hosts) for name in names}
     shown = describe({name: amount for name, amount in has.items() if amount})

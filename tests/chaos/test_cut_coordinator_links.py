@@ -32,7 +32,8 @@ def test_links_cut_at_any_time_each_program_is_compiled_once(tmp_path: Path) -> 
             return "127.0.0.1", ways[0].port
 
         def cut() -> None:
-            while not over.wait(rng.uniform(0, 0.1)):
+            # Long enough for a line: five connections in a row that carry nothing end a session.
+            while not over.wait(rng.uniform(0.1, 0.3)):
                 if until(lambda: ways[0].connections == len(gang.hosts)):
                     cuts.append(ways[0].cut())
 
@@ -51,4 +52,4 @@ def test_links_cut_at_any_time_each_program_is_compiled_once(tmp_path: Path) -> 
         for key in KEYS:
             assert len({host.holds(key) for host in gang.hosts}) == 1
     assert cuts == [3] * len(cuts)
-    assert len(cuts) > 5
+    assert len(cuts) > 2

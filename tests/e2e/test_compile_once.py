@@ -315,7 +315,7 @@ def test_bucket_that_goes_away_ends_a_strict_run_only(
         assert ran.finished.exit_code == 0, ran.finished.shown
         assert [member.results for member in ran.members] == [results(*names)] * 4
         assert ran.compiled == once("jit_everywhere", "jit_mine", "jit_fold")
-    assert ran.finished.seconds < 45
+    assert ran.finished.seconds < 90
 
 
 def test_read_only_gang_compiles_once_and_writes_nothing(lab: Lab) -> None:
@@ -338,7 +338,7 @@ def test_worker_killed_while_it_compiles_is_succeeded_in_the_next_attempt(lab: L
     assert [a["outcome"] for a in ran.finished.report["attempts"]] == ["failed", "done"]
     assert [member.results for member in ran.members] == [results(*PROGRAMS)] * 4
     assert ran.compiled == once("jit_mine", "jit_spread", "jit_fold")
-    assert ran.finished.seconds < 45
+    assert ran.finished.seconds < 90
 
 
 @dataclass(frozen=True)

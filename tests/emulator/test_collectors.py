@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMES = 20 if os.environ.get("HOTSTART_LONG") else 1
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["directory", "gcs"])
 def test_collectors_at_once_lose_nothing_kept_and_readers_see_misses_alone(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
