@@ -21,8 +21,8 @@ collector leaves its announcement behind, as one that was killed does.
 
 What is left behind goes with the next `gc` that sees it a day old by the store's clock
 (`sweep.py`). That is the only place where time matters: a collector deletes nothing more once ten
-minutes of its own clock have gone since before it made its announcement, so it would have to be
-stopped for a day between looking at the clock and the request.
+minutes of its own clock, which goes on while its machine sleeps, have gone since before it made its
+announcement, so it would have to be stopped for a day between looking at the clock and the request.
 
 Taken for granted: lists and looks that see what was made before, as Google Cloud Storage and local
 file systems give. On NFS and the like a directory's names may be old by as much as the mount allows
@@ -83,14 +83,20 @@ class Announcement:
         self.is_unsure = True
 
 
+def _time_with_sleep() -> float:
+    """Seconds that go on while the machine is suspended, which `time.monotonic` leaves out."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 @contextlib.contextmanager
 def announced(
-    store: Store, names: Sequence[str], *, clock: Callable[[], float] = time.monotonic
+    store: Store, names: Sequence[str], *, clock: Callable[[], float] = _time_with_sleep
 ) -> Iterator[Announcement]:
     """Say that these entries are about to be deleted, and take that back at the end.
 
-    All deletions must have ended by then. Three requests; raises `StoreError` where it can't be
-    said, but not where it can't be taken back.
+    All deletions must have ended by then; after an interrupt some may still go on, and it stays.
+    Three requests; raises `StoreError` where it can't be said, but not where it can't be taken
+    back.
     """
     announcement = Announcement(clock() + DELETES_FOR_S, clock)
     name = f"{COLLECTIONS}{uuid.uuid4().hex}"
@@ -98,6 +104,11 @@ def announced(
     store.create(name, json.dumps(said).encode())
     try:
         yield announcement
+    except Exception:
+        raise
+    except BaseException:
+        announcement.unsure()
+        raise
     finally:
         if not announcement.is_unsure:
             with contextlib.suppress(StoreError):

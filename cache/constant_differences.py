@@ -8,6 +8,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from fractions import Fraction
 
 from hotstart.cache.signature_differences import ChangeKind, Pair
 
@@ -16,6 +17,7 @@ CONSTANT = re.compile(
 )
 _SINGLE = re.compile(r"(dense<)(-?[\d.]+(?:[eE][+-]?\d+)?)(> : tensor<(?:\d+x)*(f32|bf16|f16)>)")
 _NUMBERS = 64  # different ones that are looked at
+_SIZES = 200
 # What JAX makes of a size: the size itself, a mean's divisor or factor, a last index, a scale.
 _MADE: tuple[Callable[[float], float], ...] = (
     lambda size: size,
@@ -83,18 +85,30 @@ def _shortest(value: float, dtype: str) -> str:
 
 
 def _unrounded(was: Counter[float], now: Counter[float]) -> tuple[Counter[float], Counter[float]]:
-    left = Counter(now)
-    kept: Counter[float] = Counter()
-    for value in was.elements():
-        near = next((n for n in left if left[n] and math.isclose(n, value, rel_tol=0.02)), None)
-        if near is None:
-            kept[value] += 1
-        else:
-            left[near] -= 1
-    limits = {v for v in (*kept, *left) if abs(v) > 1e4}  # of the dtype
+    """Without numbers that differ by rounding alone; both are gone through once, in order."""
+    left, kept = Counter(now), Counter(was)
+    others = sorted(now)
+    at = 0
+    for value in sorted(was):
+        while at < len(others) and others[at] < value and not _is_near(others[at], value):
+            at += 1
+        for index in range(at, len(others)):
+            other = others[index]
+            if not _is_near(other, value):
+                break
+            both = min(kept[value], left[other])
+            kept[value] -= both
+            left[other] -= both
+            if not kept[value]:
+                break
+    limits = {v for v in (*+kept, *+left) if abs(v) > 1e4}  # of the dtype
     return +Counter({v: n for v, n in kept.items() if v not in limits}), +Counter(
         {v: n for v, n in left.items() if v not in limits}
     )
+
+
+def _is_near(number: float, value: float) -> bool:
+    return math.isclose(number, value, rel_tol=0.02)
 
 
 def _not_made(
@@ -103,26 +117,22 @@ def _not_made(
     """Without numbers that are the same function of a size before and after."""
     if len(was) * len(now) > _NUMBERS**2:
         return was, now
-    made = [(f(before), f(after)) for before, after in sizes for f in _MADE]
-    for value, other in itertools.product(list(was), list(now)):
-        if was[value] and now[other]:
-            both = (
-                math.isclose(value, m, rel_tol=1e-2) and math.isclose(other, n, rel_tol=1e-2)
-                for m, n in made
+    made = [(f(before), f(after)) for before, after in sorted(sizes)[:_SIZES] for f in _MADE]
+    steps = {after - before for before, after in sizes}
+    ratios = {Fraction(after, before) for before, after in sizes if before}
+    for value in list(was):
+        # Of what is made of several arguments, or lacks an end of one.
+        whole = value.is_integer() and value > 1
+        expected = [n for m, n in made if math.isclose(value, m, rel_tol=1e-2)]
+        for other in [n for n in now if now[n]]:
+            sized = whole and other.is_integer() and other > 1
+            sized = sized and (
+                int(other - value) in steps or Fraction(int(other), int(value)) in ratios
             )
-            if _are_sizes(value, other, sizes) or any(both):
+            if sized or any(math.isclose(other, n, rel_tol=1e-2) for n in expected):
                 del was[value], now[other]
+                break
     return was, now
-
-
-def _are_sizes(value: float, other: float, sizes: set[tuple[int, int]]) -> bool:
-    """Of what is made of several arguments, or lacks an end of one."""
-    if not (value.is_integer() and other.is_integer() and min(value, other) > 1):
-        return False
-    return any(
-        other - value == after - before or other * before == value * after
-        for before, after in sizes
-    )
 
 
 def _sizes(pairs: Sequence[Pair], axes: Collection[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -45,6 +45,7 @@ COMPONENTS = (
 )
 MAX_TEXT = 20_000  # characters: the header of an entry has room for it
 _MAX_JSON = 4 << 20
+_MAX_COUNT = 1_000_000  # of one operation in a program
 _VERSION = 1
 
 
@@ -77,9 +78,9 @@ def to_text(description: Description) -> str:
         lambda: replace(description, program=None, options={}),
     ):
         form = {"v": _VERSION, **asdict(smaller())}
-        packed = zlib.compress(json.dumps(form, separators=(",", ":")).encode(), 6)
-        text = base64.b64encode(packed).decode()
-        if len(text) <= MAX_TEXT:
+        plain = json.dumps(form, separators=(",", ":")).encode()
+        text = base64.b64encode(zlib.compress(plain, 6)).decode()
+        if len(text) <= MAX_TEXT and len(plain) <= _MAX_JSON:
             return text
     return ""
 
@@ -92,9 +93,9 @@ def from_text(text: str) -> Description | None:
         unpack = zlib.decompressobj()
         form = json.loads(unpack.decompress(base64.b64decode(text, validate=True), _MAX_JSON))
         return _description(form)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error):
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError, AttributeError):
         return None
-    except binascii.Error:
+    except (binascii.Error, zlib.error):
         return None
 
 
@@ -139,7 +140,10 @@ def _texts(form: dict[str, Any]) -> dict[str, str]:
 
 
 def _counts(form: dict[str, Any]) -> dict[str, int]:
-    return {str(k): int(v) for k, v in form.items()}
+    counts = {str(k): int(v) for k, v in form.items()}
+    if not all(0 <= count <= _MAX_COUNT for count in counts.values()):
+        raise ValueError("no count of operations")
+    return counts
 
 
 def _with(description: Description, program: ProgramText | None, **parts: Any) -> Description:

@@ -173,6 +173,9 @@ class DirectoryStore:
                 # Another inode: on the same one a reader that sets its access time just now may
                 # set the old time of modification again.
                 shutil.copyfile(path, temporary)
+                temporary.chmod(stat.S_IMODE(found.st_mode))
+                with contextlib.suppress(OSError):  # another's file stays another's, if it may
+                    os.chown(temporary, found.st_uid, found.st_gid)
                 os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))
                 temporary.replace(path)
                 return True

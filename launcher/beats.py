@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hotstart.cache.errors import AccessDenied, StoreError
+from hotstart.cache.errors import AccessDenied
 from hotstart.launcher.errors import first_line
 from hotstart.launcher.facts import Owner
 from hotstart.launcher.owner_watch import SURE_S
@@ -160,7 +160,12 @@ class Ownership:
         wait_s = interval_s
         while not self._wait(wait_s, on_stop):
             begun_at = self._clock()
-            ended = self._begin(says(), on_stop) if self._tries < _MOST_TRIES else self._stop
+            ended = self._stop
+            try:
+                if self._tries < _MOST_TRIES:
+                    ended = self._begin(says(), on_stop)
+            except Exception as error:  # such as no thread to be had; without beats all is lost
+                logger.warning("run %s: no beat is tried: %s", self._record.name, error)
             ended.wait(again_s)
             if self._superseded:
                 name = self._record.name
@@ -189,7 +194,12 @@ class Ownership:
                     self._tries -= 1
                 ended.set()
 
-        threading.Thread(target=beat, name="owner-beat", daemon=True).start()
+        try:
+            threading.Thread(target=beat, name="owner-beat", daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._tries -= 1
+            raise
         return ended
 
     def _wait(self, interval_s: float, on_stop: Callable[[], None]) -> bool:
@@ -199,7 +209,7 @@ class Ownership:
                 if self._stop.wait(_LOOK_S):
                     return True
                 interval_s -= _LOOK_S
-                with contextlib.suppress(StoreError):
+                with contextlib.suppress(Exception):  # the next look, or beat, sees it too
                     if self._record.stop_request(self.epoch) is not None:
                         on_stop()
         return self._stop.wait(interval_s)

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from hotstart.cache.description import Description, from_text
 from hotstart.cache.differences import Cause, Comparison, changed, compare, quoted
 from hotstart.cache.entry import module_of
-from hotstart.cache.explain import Known, Moment, Nearest, nearest
+from hotstart.cache.explain import MAX_READ, Known, Moment, Nearest, nearest
 from hotstart.launcher.asked_facts import AskedProgram
 from hotstart.launcher.unfound import Circumstances, same_reason, suspected, unusable
 
+_parsed = lru_cache(maxsize=4096)(from_text)  # each is compared with many
 _BEFORE_ALL = -1e15  # the order of what is not in the store: older than all that is
 
 
@@ -122,10 +125,16 @@ def _earlier(
             continue
         seen.add(entry.key)
         yield entry
-    for n, found in sorted(asked.items()):
-        for other in found if n < attempt else ():
-            if other.module == program.module and other.key not in seen and other.parts:
-                yield Known(other.key, _BEFORE_ALL + n, f"attempt {n}", from_text(other.parts))
+    recorded = (
+        (n, other)
+        for n, found in sorted(asked.items(), reverse=True)
+        for other in (found if n < attempt else ())
+        if other.module == program.module and other.parts
+    )
+    for n, other in islice(((n, o) for n, o in recorded if o.key not in seen), MAX_READ):
+        if other.key not in seen:
+            seen.add(other.key)
+            yield Known(other.key, _BEFORE_ALL + n, f"attempt {n}", _parsed(other.parts))
 
 
 def made_by(attempt: int, asked: Mapping[int, Sequence[AskedProgram]]) -> frozenset[str]:
@@ -157,7 +166,7 @@ def _descriptions(
 ) -> dict[str, Description]:
     found: dict[str, Description] = {}
     for program in own:
-        description = from_text(program.parts)
+        description = _parsed(program.parts)
         if description is None:
             in_store = (
                 e.description for e in entries.get(program.module, ()) if e.key == program.key

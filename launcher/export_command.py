@@ -175,10 +175,10 @@ def _of_run(
         store = open_location(needs.location)
         seal = open_seal(store, signing_key_file)
         needs = needs_of_run(locations, needs.run, seal.keyring, SealedStore(store, seal))
-    if needs.unread and not needs.keys:
+    if needs.unread:
         raise UsageError(
-            f"run {needs.run}: its manifests can't be read, or are not signed with a key of "
-            "this host"
+            f"what run {needs.run} asked for can't all be read, or is not signed with a key of "
+            "this host; set the key of its launch. Nothing was exported"
         )
     return store, seal, needs.run, sorted(needed_by([needs]))
 

@@ -313,7 +313,8 @@ class Following:
             return outcome
         # They were asked to go: also by the program's own handler of SIGTERM.
         went = all(
-            one.exit_code in (0, _BY_SIGTERM) or one.signal == SIGTERM for one in self._exits
+            one.exit_code in (0, _BY_SIGTERM, *self._exit_codes) or one.signal == SIGTERM
+            for one in self._exits
         )
         ended = outcome.kind in ("preempted", "failed") and went
         return self._stepped_enough() if ended else outcome

@@ -98,7 +98,7 @@ def gc(
     if with_ended:
         stored = with_uses(stored, last_uses(needs, sealed))
     kept = _kept(store, stored, [one for one in needs if one.is_live])
-    runs = LiveNeeds(where, seal.keyring, sealed, needs, ended)
+    runs = LiveNeeds(where, seal.keyring, sealed, ended)
     now_s = time.time() if dry_run else store_now_s(store)
     fates = _collect(store, stored, kept, limits, runs, now_s, dry_run=dry_run)
     swept = _sweep(store, limits, now_s, dry_run=dry_run)
@@ -158,7 +158,7 @@ def _collect(
         return [Collected(one.name, sizes[one.name], one.why, "") for one in condemned]
 
     def spare(names: Sequence[str]) -> Mapping[str, str]:
-        return _needed(store, {name: stored[name] for name in names}, runs.now(names))
+        return _needed(store, {name: stored[name] for name in names}, runs.now())
 
     fates: list[Collected] = []
     collecting = collect(store, stored, condemned, spare=spare)

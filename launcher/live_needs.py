@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from hotstart.cache.entry import entry_name
 from hotstart.cache.signing import Keyring
 from hotstart.cache.store import Store
 from hotstart.launcher.errors import UsageError
@@ -17,49 +16,35 @@ from hotstart.launcher.run_needs import ENDED, RunNeeds, needs_of_record, record
 
 
 class LiveNeeds:
-    """The runs of some run directories as they were read first, and what has changed since."""
+    """The runs of some run directories, as often as one looks."""
 
     def __init__(
         self,
         run_dirs: Iterable[str],
         keyring: Keyring,
         cache: Store,
-        first: Iterable[RunNeeds],
         ended: Collection[str] = (),
     ) -> None:
-        """`first` has all runs, as `read_needs` gives them; `cache` is a cache's store, sealed.
-
-        `ended` are taken as ended whatever their records say.
-        """
+        """`cache` is a cache's store, sealed; `ended` are runs that are taken as ended."""
         self._run_dirs = list(run_dirs)
         self._keyring = keyring
         self._cache = cache
-        self._known = {(one.run_dir, one.run): one for one in first}
-        self._names = {
-            run: frozenset(entry_name(key) for key in one.keys)
-            for run, one in self._known.items()
-            if not one.is_live
-        }
         self._ended = frozenset(ended)
 
-    def now(self, entries: Sequence[str]) -> list[RunNeeds]:
-        """What runs need that are live now, as far as it may be one of these entries.
+    def now(self) -> list[RunNeeds]:
+        """What runs need that are live now.
 
-        One listing a run directory; for each run that has begun since or is live some six requests
-        and one a manifest; for each that had ended and asked for one of these, three. Blocks;
-        raises `StoreError`, and `UsageError` where what a live run needs can't be told.
+        One listing a run directory; for each run some three requests, for one that is live six and
+        one a manifest. That a run had ended when it was read first says nothing: a restart may ask
+        for other programs. Blocks; raises `StoreError`, and `UsageError` where what a live run
+        needs can't be told.
         """
         records = [one for where in self._run_dirs for one in records_in(where, self._keyring)]
         observer = OwnerIdentity.of_this_process()
         manifests = ManifestStore(self._cache)
-        wanted = frozenset(entries)
 
         def look(record: RunRecord) -> RunNeeds | None:
-            run = (record.store.url, record.name)
-            asked_before = self._names.get(run)  # None where it had not ended
-            if record.name in self._ended or (
-                asked_before is not None and not asked_before & wanted
-            ):
+            if record.name in self._ended:
                 return None
             state: RunState = state_of(record.owner(), record.end(), observer)
             if state in ENDED:
@@ -78,6 +63,6 @@ def check_told(needs: list[RunNeeds]) -> list[RunNeeds]:
             raise UsageError(
                 f"run {one.run} in {one.run_dir} has not ended, and what it needs can't be read, "
                 "or is not signed with a key of this host; set the key of its launch, or "
-                f"give --ended {one.run} if it is over. Nothing was deleted"
+                f"give --ended {one.run} if it is over"
             )
     return needs

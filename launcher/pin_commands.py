@@ -77,7 +77,8 @@ def pin(
     there -= _unsound(store, seal, sorted(settled.contended & there))
     lost = [name for name in names if name not in there and name not in settled.unsure]
     for name in lost:
-        pins.unpin(store, name, source)
+        if created[name]:  # another's pin is another's to take away
+            pins.unpin(store, name, source)
     pinned = [name for name in names if name in there]
     new = sum(created[name] for name in pinned)
     told = _Pinned(pinned, new, lost, dict(settled.unsure), meant.absent)

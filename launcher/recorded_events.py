@@ -79,6 +79,7 @@ class RecordedEvents:
                     return
             except TransientError as error:
                 logger.warning("the record of run %s: %s", self._record.name, first_line(error))
+                self._moved_at = self._clock()  # its driver could not beat either
             wait(poll_s)
 
     def _look(self) -> bool:

@@ -23,7 +23,7 @@ from hotstart.launcher.cli import main
 from hotstart.launcher.errors import UsageError
 from hotstart.launcher.identity import OwnerIdentity
 from hotstart.launcher.live_needs import LiveNeeds
-from hotstart.launcher.run_needs import needed_by, read_needs
+from hotstart.launcher.run_needs import needed_by
 from tests.support.gcs_proxy import GcsProxy
 from tests.support.memory_store import MemoryStore
 from tests.support.recorded_runs import (
@@ -140,11 +140,11 @@ class Hooked(MemoryStore):
 def collected(store: Store, run_dir: str) -> list[str]:
     """The fates of the first four, one a batch, once it was chosen that all of them go."""
     run_dirs = [run_dir]
-    runs = LiveNeeds(run_dirs, Keyring(), store, read_needs(run_dirs, Keyring(), store))
+    runs = LiveNeeds(run_dirs, Keyring(), store)
     stored = list_stored(store)
 
     def spare(names: Sequence[str]) -> dict[str, str]:
-        return dict.fromkeys(needed_by(runs.now(names)), "")
+        return dict.fromkeys(needed_by(runs.now()), "")
 
     condemned = [Condemned(name, "old") for name in NAMES[:4]]
     return [one.fate for one in collect(store, stored, condemned, spare=spare)]
@@ -470,3 +470,21 @@ def test_pin_of_a_run_of_another_cache_says_so(tmp_path: Path, run_dir: str) -> 
     refused = cache("pin", "--run", "lm-1", "--location", str(tmp_path / "cache"))
     assert refused.exit_code == 2
     assert "asked for 1 programs, of which none is in" in refused.stderr
+
+
+def test_collect_keeps_what_a_restart_with_other_settings_asks_for_meanwhile(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had ended, and asked for something else until then."""
+    monkeypatch.setattr("hotstart.cache.collect.BATCH", 1)
+    record = record_run(run_dir, "again", "/other", [KEYS[5]], state="done")
+    owner = asdict(OwnerIdentity.of_this_process())
+
+    def restart() -> None:
+        record.create_fact(f"owner/{2:08d}/{0:08d}", owner)
+        record.start_attempt(2, {})
+        record.keep_manifest(2, manifest([KEYS[1]]))
+
+    store = Hooked(restart)
+    fill(store, 0, 1, 2, 3)
+    assert collected(store, run_dir) == ["deleted", "needed meanwhile", "deleted", "deleted"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import random
+import time
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -823,3 +827,23 @@ def test_compare_memory_of_a_result_follows_from_that_of_an_argument() -> None:
 def test_number_is_shown_as_it_stands_in_the_code(printed: str, dtype: str, plain: str) -> None:
     line = f"constant dense<{printed}> : tensor<{dtype}>"
     assert with_plain_number(line) == f"constant dense<{plain}> : tensor<{dtype}>"
+
+
+@pytest.mark.parametrize("count", [1e999, -1, 10**12])
+def test_description_with_impossible_counts_is_none(count: float) -> None:
+    form = json.loads(zlib.decompress(base64.b64decode(to_text(described()))))
+    form["program"]["operations"]["stablehlo.tanh"] = count
+    assert from_text(base64.b64encode(zlib.compress(json.dumps(form).encode())).decode()) is None
+
+
+def test_compare_of_many_numbers_and_arguments_is_no_work() -> None:
+    """Each of 64 numbers against each, and against what each size gives, took seconds."""
+    numbers = "".join(
+        f"    %{i + 3} = stablehlo.constant dense<{i}.123> : tensor<f32>\n" for i in range(60)
+    )
+    moved = numbers.replace(".123", ".456")
+    before = text(body=BODY + numbers)
+    after = text(first="tensor<24x12xf32>", result="tensor<24x12xf32>", body=BODY + moved)
+    started = time.process_time()
+    assert "shape" in [kind for kind, _ in named(described(before), described(after))]
+    assert time.process_time() - started < 1.0
