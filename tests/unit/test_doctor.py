@@ -191,7 +191,13 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, *free: float) -> None:
     """A cluster of hosts with 4 CPUs and a GPU each, of which so many CPUs are free."""
     total = {"CPU": 4.0, "GPU": 1.0}
     hosts = [
-        {"node_id": str(n), "labels": {}, "total": total, "free": {**total, "CPU": cpus}}
+        {
+            "node_id": str(n),
+            "labels": {},
+            "total": total,
+            "free": {**total, "CPU": cpus},
+            "groups": [],
+        }
         for n, cpus in enumerate(free)
     ]
     child_that_says(monkeypatch, f"something of Ray's\n\n{json.dumps(hosts)}\n")
