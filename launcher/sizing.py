@@ -10,8 +10,8 @@ which is waited for.
 from __future__ import annotations
 
 SETTLE_S = 2.0
-GROW_S = 10.0
-FALL_S = 5.0
+GROW_S = 15.0
+FALL_S = 10.0  # a busy head takes some seconds to move a group
 _LOOK_S = 0.5
 _FIRST_WORD_S = 2.0
 _CHANGED_S = 10.0
