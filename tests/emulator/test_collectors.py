@@ -24,12 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMES = 20 if os.environ.get("HOTSTART_LONG") else 1
 
 
-# On a directory it takes 20 s or, now and then, many minutes: docs/decisions/0002-what-is-next.md.
-SLOW = pytest.mark.skipif(TIMES == 1, reason="may take minutes; HOTSTART_LONG=1 runs it")
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", [pytest.param("directory", marks=SLOW), "gcs"])
+@pytest.mark.parametrize("kind", ["directory", "gcs"])
 def test_collectors_at_once_lose_nothing_kept_and_readers_see_misses_alone(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
